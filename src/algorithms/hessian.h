@@ -1,0 +1,45 @@
+// Hessian accumulation that gives the same bits for any number of ranks and threads.
+//
+// H = 2/samples * sum x x^T is kept as an un-normalised sum plus sample and token counts. Samples belong to fixed lanes;
+// inside a lane micro-batches add up in order; lanes fold as a fixed binary tree over their numbers, in binary-counter
+// order, so that at most log2(lanes)+1 partial sums live (docs/algorithms.md).
+#pragma once
+
+#include <vector>
+
+#include "backends/backend.h"
+
+namespace bitmill {
+
+// A finished Hessian of one distinct input.
+struct Hessian {
+  int64_t columns = 0;
+  int64_t samples = 0;  // sequences: the N of 2/N
+  int64_t tokens = 0;
+  Tensor sum;           // packed lower triangle (backend.h), F32 or F64; empty when tokens == 0
+  double factor() const { return samples > 0 ? 2.0 / static_cast<double>(samples) : 0.0; }
+};
+
+class HessianAccumulator {
+ public:
+  // `dtype` kF32, or kF64 for reference checks.
+  HessianAccumulator(int64_t columns, DType dtype, Backend& backend);
+  // Adds one micro-batch x [tokens, columns] of `samples` sequences to `lane`. Lanes come in ascending order.
+  void add(TensorView x, int64_t samples, int lane);
+  // Folds what is open and returns the whole; the accumulator is then empty. Zero tokens is a legal result.
+  Hessian finish();
+
+ private:
+  void close_lane();
+
+  int64_t columns_;
+  DType dtype_;
+  Backend& backend_;
+  Tensor open_;        // the lane being summed
+  int lane_ = -1;
+  int64_t samples_ = 0, tokens_ = 0;
+  // counter_[k]: a finished subtree of 2^k lanes, or empty. Lanes without samples are skipped identically everywhere.
+  std::vector<std::pair<int, Tensor>> counter_;
+};
+
+}  // namespace bitmill

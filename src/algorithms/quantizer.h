@@ -1,0 +1,66 @@
+// The Quantizer interface and the table of algorithms. A quantizer knows weights, a Hessian and settings; no model, file or
+// rank. Numeric trouble is a recorded state, never an exception (except non-finite input, which is refused).
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "algorithms/hessian.h"
+#include "core/options.h"
+#include "core/quantized.h"
+
+namespace bitmill {
+
+// One linear of a cut.
+struct LinearProblem {
+  std::string module;
+  TensorView weight;          // host [out, in]: F32, or F64 in the golden suite
+  QuantizeSettings settings;  // bits, grid, order: resolved for this module
+  DType scale_dtype = DType::kF16;  // the stored type, chosen by the output format; kF64: unrounded
+};
+
+// What happened to one linear; goes into layers.csv and report.json as it is.
+struct QuantizeRecord {
+  std::string module;
+  std::string method;        // really used: "gptq", "rtn"
+  std::string note;          // empty, or why the method is not the one asked for
+  bool failed = false;       // the policy on_failed=fail applies
+  int bits = 0;
+  int64_t group_size = 0;
+  int64_t out = 0, in = 0;
+  int64_t samples = 0, tokens = 0;
+  double damp = 0;           // fraction used
+  int retries = 0;           // steps of the damping ladder
+  double smallest_pivot = 0;
+  int64_t dead_columns = 0;
+  double loss = 0;           // sum over rows and columns of D_k (t_k - q_k)^2 / 2 (gptq)
+  double error = 0;          // tr(E H E^T), H undamped; 0 without a Hessian
+  double relative_error = 0; // error / tr(W H W^T); ||E||^2/||W||^2 without a Hessian
+  double seconds = 0;        // wall time of its share of the cut
+};
+
+struct QuantizeResult {
+  QuantizedLinear linear;
+  QuantizeRecord record;
+};
+
+class Quantizer {
+ public:
+  virtual ~Quantizer() = default;
+  virtual std::string name() const = 0;
+  virtual bool needs_hessian() const = 0;
+  // Throws kUsage naming the key when the settings are impossible for this algorithm (bits, group size, order).
+  virtual void check(const QuantizeSettings& settings) const = 0;
+  // Quantizes linears that share one input. `hessian` may be null when needs_hessian() is false. All problems have the
+  // same `in`; settings may differ (the factor is shared where order and damping agree).
+  // Error(kInput) on a non-finite weight or Hessian (names the module and the element).
+  virtual std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems, const Hessian* hessian,
+                                               Backend& backend) const = 0;
+};
+
+const std::vector<const Quantizer*>& quantizers();
+// Error(kUsage) listing the known ones.
+const Quantizer& find_quantizer(const std::string& name);
+
+}  // namespace bitmill

@@ -1,0 +1,64 @@
+// MPI control plane: rank, size, barrier, small host messages, agreement on errors. Wraps only the MPI calls used.
+// Without a launcher's environment no MPI_Init is called: one process, rank 0 of 1.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+
+namespace bitmill {
+
+class Communicator {
+ public:
+  // Initialises MPI when a launcher (mpirun, srun) started this process. Errors: kInternal when the launcher says N tasks
+  // but MPI sees one (a mismatched PMI), with the hint that usually helps.
+  static Communicator start(int* argc, char*** argv);
+  Communicator(Communicator&&) noexcept;
+  ~Communicator();  // MPI_Finalize when it was initialised
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  bool uses_mpi() const { return uses_mpi_; }
+  // Ranks on this node, and this rank's number among them.
+  int local_rank() const { return local_rank_; }
+  int local_size() const { return local_size_; }
+
+  void barrier();
+  // `text` of rank `root` everywhere. Chunked below 2^30 bytes per message.
+  std::string broadcast(const std::string& text, int root = 0);
+  // On rank 0: one string per rank in rank order; elsewhere empty.
+  std::vector<std::string> gather(const std::string& text);
+  double max(double value);
+  // Blocking send and receive of bytes (waiting ranks sleep between polls, so that oversubscribed hosts stay usable).
+  void send(const void* data, int64_t bytes, int to, int tag);
+  void receive(void* data, int64_t bytes, int from, int tag);
+
+  // Collective. Every rank brings its error, or none; all return the same: the error of the lowest failing rank. Use it
+  // where all ranks reach the same point, so that everybody leaves with one exit code and one message.
+  std::optional<Error> agree(const std::optional<Error>& mine);
+  // Ends all ranks of the job with this code, now. The only call that kills peers.
+  [[noreturn]] void abort(ExitCode code);
+
+ private:
+  Communicator() = default;
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
+  bool uses_mpi_ = false;
+};
+
+// Runs `body` on rank 0 and makes its error everybody's: all ranks throw the same Error or none does.
+template <typename Body>
+void on_rank_zero(Communicator& comm, Body&& body) {
+  std::optional<Error> error;
+  if (comm.rank() == 0) try {
+      body();
+    } catch (const Error& e) {
+      error = e;
+    }
+  if (auto agreed = comm.agree(error)) throw *agreed;
+}
+
+}  // namespace bitmill

@@ -1,0 +1,59 @@
+// A Hugging Face checkpoint directory, many shards seen as one. Reads only what is asked, caches nothing but headers.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "io/json.h"
+#include "io/safetensors.h"
+
+namespace bitmill {
+
+class Checkpoint {
+ public:
+  // Opens DIR: model.safetensors.index.json if there is one, else model.safetensors. Checks every header; index file names
+  // must be plain names ([A-Za-z0-9._-]+\.safetensors) of regular files inside DIR (symlinks only within the same Hugging
+  // Face cache entry, ../../blobs/HEX); every indexed tensor must be in the named shard, no tensor in two shards.
+  // Errors: kInput, naming the file or tensor.
+  static Checkpoint open(const std::string& directory);
+  // The same directory of tensors from the text that `directory_text` made on another rank: no file is touched until a
+  // tensor is read, so that one rank reads the headers of a large model for all.
+  static Checkpoint from_text(const std::string& text);
+  std::string directory_text() const;
+
+  const std::string& directory() const { return directory_; }
+  const std::vector<std::string>& files() const { return files_; }  // names inside the directory
+  const std::map<std::string, TensorEntry>& tensors() const { return tensors_; }
+  const TensorEntry* find(const std::string& name) const;  // nullptr: not there
+  // Error(kInput) with the nearest present name when missing.
+  const TensorEntry& at(const std::string& name) const;
+
+  // Whole tensor in its stored dtype. Thread-safe.
+  Tensor read(const std::string& name) const;
+  // Rows [begin, end) of a tensor of rank >= 1.
+  Tensor read_rows(const std::string& name, int64_t begin, int64_t end) const;
+  // Sum of the bytes of all tensors.
+  int64_t total_bytes() const;
+
+ private:
+  const RangeReader& reader(int file) const;
+
+  std::string directory_;
+  std::vector<std::string> files_;
+  std::map<std::string, TensorEntry> tensors_;
+  struct Readers {
+    std::mutex mutex;
+    std::map<int, RangeReader> open;
+  };
+  std::unique_ptr<Readers> readers_ = std::make_unique<Readers>();
+};
+
+// DIR/config.json, parsed strictly. Error(kInput) when the directory or the file is missing or unreadable.
+Json read_model_config(const std::string& directory);
+
+}  // namespace bitmill

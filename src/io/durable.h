@@ -1,0 +1,41 @@
+// Files that are either wholly there or not there at all, also after a crash.
+// Order: temporary name in the same directory -> write -> fsync -> close -> rename -> fsync of the directory.
+// All errors are Error(kOutput) with path and errno text; the temporary file is removed.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace bitmill {
+
+// Sequential writer of one file under a temporary name; nothing appears under `path` before commit().
+class DurableFile {
+ public:
+  explicit DurableFile(std::string path);
+  ~DurableFile();  // without commit: removes the temporary file
+  DurableFile(const DurableFile&) = delete;
+  DurableFile& operator=(const DurableFile&) = delete;
+
+  void write(const void* data, int64_t bytes);  // loops over short writes and EINTR
+  void commit();                                // fsync, close, rename, fsync directory
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_, temporary_;
+  int fd_ = -1;
+};
+
+void write_file_durably(const std::string& path, const std::string& text);
+// rename + fsync of the target's directory.
+void rename_durably(const std::string& from, const std::string& to);
+// Byte-for-byte copy.
+void copy_file_durably(const std::string& from, const std::string& to);
+// Creates the directory and its parents.
+void make_directories(const std::string& path);
+// Writes, syncs, renames and removes a small file in `directory`: is it writable? Throws Error(kOutput) if not.
+void probe_writable(const std::string& directory);
+// Appends one line (plus '\n') to a text file and fsyncs it.
+void append_line_durably(const std::string& path, const std::string& line);
+
+}  // namespace bitmill
