@@ -31,6 +31,8 @@ class HessianAccumulator {
 
  private:
   void close_lane();
+  void fold_top();            // the two newest subtrees become one
+  void fold_below(int lane);  // folds every subtree that is complete when `lane` begins
 
   int64_t columns_;
   DType dtype_;
@@ -38,7 +40,8 @@ class HessianAccumulator {
   Tensor open_;        // the lane being summed
   int lane_ = -1;
   int64_t samples_ = 0, tokens_ = 0;
-  // counter_[k]: a finished subtree of 2^k lanes, or empty. Lanes without samples are skipped identically everywhere.
+  // Finished subtrees, left to right, each under the number of its first lane with samples. A lane without samples adds no
+  // zero matrix: its sibling moves up unchanged, so the tree's shape depends only on which lanes have samples.
   std::vector<std::pair<int, Tensor>> counter_;
 };
 

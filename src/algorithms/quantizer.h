@@ -17,7 +17,8 @@ struct LinearProblem {
   std::string module;
   TensorView weight;          // host [out, in]: F32, or F64 in the golden suite
   QuantizeSettings settings;  // bits, grid, order: resolved for this module
-  DType scale_dtype = DType::kF16;  // the stored type, chosen by the output format; kF64: unrounded
+  DType scale_dtype = DType::kF16;  // the stored type, chosen by the output format; kF64: unrounded (weight's type)
+  bool static_groups = false;       // group grids taken before the sweep also with act_order=none
 };
 
 // What happened to one linear; goes into layers.csv and report.json as it is.

@@ -1,0 +1,164 @@
+// Round to nearest, and the parts it shares with GPTQ.
+#include "algorithms/rounding.h"
+
+#include <chrono>
+
+namespace bitmill {
+namespace {
+
+template <typename T>
+double squared_norm(TensorView x) {
+  double sum = 0;
+  for (int64_t i = 0; i < x.elements(); ++i) {
+    const double value = static_cast<double>(x.as<T>()[i]);
+    sum += value * value;
+  }
+  return sum;
+}
+
+template <typename T>
+void subtract(TensorView w, TensorView w_hat) {  // w_hat = w - w_hat
+  for (int64_t i = 0; i < w.elements(); ++i) w_hat.as<T>()[i] = w.as<T>()[i] - w_hat.as<T>()[i];
+}
+
+// Fills error and relative_error of a finished result.
+void measure(const LinearProblem& problem, const Hessian* hessian, Backend& backend, QuantizeResult& result) {
+  const TensorView w = problem.weight;
+  Tensor w_hat = backend.allocate(w.dtype, w.shape);
+  backend.dequantize(result.linear, w_hat);
+  QuantizeRecord& record = result.record;
+  if (hessian && hessian->tokens > 0) {
+    record.error = backend.layer_error(w, w_hat, hessian->sum, hessian->factor());
+    const double signal = backend.layer_error(w, TensorView(), hessian->sum, hessian->factor());
+    record.relative_error = relative_error(record.error, signal);
+  } else if (w.dtype == DType::kF64) {
+    subtract<double>(w, w_hat);
+    record.relative_error = relative_error(squared_norm<double>(w_hat), squared_norm<double>(w));
+  } else {
+    subtract<float>(w, w_hat);
+    record.relative_error = relative_error(squared_norm<float>(w_hat), squared_norm<float>(w));
+  }
+}
+
+class Rtn final : public Quantizer {
+ public:
+  std::string name() const override { return "rtn"; }
+  bool needs_hessian() const override { return false; }
+  void check(const QuantizeSettings& settings) const override { check_grid_settings(settings); }
+
+  std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems, const Hessian* hessian,
+                                       Backend& backend) const override {
+    std::vector<QuantizeResult> results;
+    for (const LinearProblem& problem : problems) {
+      check(problem.settings);
+      check_weight(problem, backend);
+      const auto start = std::chrono::steady_clock::now();
+      results.push_back(round_to_nearest(problem, hessian, backend));
+      results.back().record.seconds =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+    return results;
+  }
+};
+
+}  // namespace
+
+void check_grid_settings(const QuantizeSettings& settings) {
+  if (settings.bits < 2 || settings.bits > 8) {
+    fail(ExitCode::kUsage, "quantize.bits={}: expected 2 to 8", settings.bits);
+  }
+  if (settings.group_size != -1 && settings.group_size < 1) {
+    fail(ExitCode::kUsage, "quantize.group_size={}: expected -1 (one group per row) or a positive number",
+         settings.group_size);
+  }
+}
+
+void check_weight(const LinearProblem& problem, Backend& backend) {
+  const int64_t index = backend.first_non_finite(problem.weight);
+  if (index < 0) return;
+  const int64_t cols = problem.weight.cols();
+  fail(ExitCode::kInput, "{}.weight: element {} (row {}, column {}) is not a finite number", problem.module, index,
+       index / cols, index % cols);
+}
+
+void fail_scale(const LinearProblem& problem) {
+  fail(ExitCode::kInput, "{}.weight: a quantization scale is beyond {}, the type the output format stores",
+       problem.module, dtype_name(problem.scale_dtype));
+}
+
+GridOptions grid_options(const LinearProblem& problem) {
+  const QuantizeSettings& s = problem.settings;
+  return {s.bits, s.symmetric, s.mse, problem.scale_dtype};
+}
+
+GridTensors make_grids(const LinearProblem& problem) {
+  const TensorView w = problem.weight;
+  const int64_t size = problem.settings.group_size, groups = group_count(w.cols(), size);
+  GridTensors grids{Tensor(w.dtype, {w.rows(), groups}), Tensor(w.dtype, {w.rows(), groups}),
+                    Tensor(DType::kI32, {w.cols()})};
+  for (int64_t c = 0; c < w.cols(); ++c) {
+    grids.column_group.as<int32_t>()[c] = size == -1 ? 0 : static_cast<int32_t>(c / size);
+  }
+  return grids;
+}
+
+GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight, Backend& backend) {
+  GridTensors grids = make_grids(problem);
+  if (!backend.fit_grids(weight, grid_options(problem), problem.settings.group_size, grids.scales, grids.zeros)) {
+    fail_scale(problem);
+  }
+  return grids;
+}
+
+QuantizeRecord start_record(const LinearProblem& problem, const Hessian* hessian) {
+  QuantizeRecord record;
+  record.module = problem.module;
+  record.method = "rtn";
+  record.bits = problem.settings.bits;
+  record.group_size = problem.settings.group_size;
+  record.out = problem.weight.rows();
+  record.in = problem.weight.cols();
+  if (hessian) record.samples = hessian->samples, record.tokens = hessian->tokens;
+  return record;
+}
+
+QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTensors grids) {
+  QuantizedLinear linear;
+  linear.bits = problem.settings.bits;
+  linear.group_size = problem.settings.group_size;
+  linear.symmetric = problem.settings.symmetric;
+  linear.codes = std::move(codes);
+  linear.zeros = Tensor(DType::kU8, grids.zeros.shape());
+  for (int64_t i = 0; i < grids.zeros.elements(); ++i) {
+    const double zero = grids.zeros.dtype() == DType::kF64 ? grids.zeros.as<double>()[i] : grids.zeros.as<float>()[i];
+    linear.zeros.as<uint8_t>()[i] = static_cast<uint8_t>(zero);
+  }
+  linear.g_idx = std::move(grids.column_group);
+  if (problem.scale_dtype == DType::kF64 || problem.scale_dtype == grids.scales.dtype()) {
+    linear.scales = std::move(grids.scales);
+  } else {
+    linear.scales = Tensor(problem.scale_dtype, grids.scales.shape());
+    convert(grids.scales, linear.scales);  // exact: they were rounded when they were made
+  }
+  return linear;
+}
+
+double relative_error(double error, double signal) { return signal > 0 ? error / signal : 0; }
+
+QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hessian, Backend& backend) {
+  QuantizeResult result;
+  result.record = start_record(problem, hessian);
+  GridTensors grids = fit_problem_grids(problem, problem.weight, backend);
+  Tensor codes = backend.allocate(DType::kU8, problem.weight.shape);
+  backend.round_to_grid(problem.weight, grids.scales, grids.zeros, grids.column_group, problem.settings.bits, codes);
+  result.linear = make_linear(problem, std::move(codes), std::move(grids));
+  measure(problem, hessian, backend, result);
+  return result;
+}
+
+const Quantizer& rtn_quantizer() {
+  static const Rtn quantizer;
+  return quantizer;
+}
+
+}  // namespace bitmill

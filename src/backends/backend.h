@@ -71,7 +71,14 @@ struct SweepItem {
   TensorView column_group;  // I32 [n]: group of each ORIGINAL column
   TensorView codes;         // out: U8 [rows, n], original column order
   TensorView row_loss;      // out: F64 [rows], sum_k D_k (t_k - q_k)^2 / 2
+  TensorView row_error;     // out, may be empty: F64 [rows], sum_k (w_k - q_k)^2
   int bits = 4;
+  // Grids taken inside the sweep: each group of `group_size` columns in processing order gets its grid from the weights
+  // as compensated at the last block boundary (docs/algorithms.md). scales, zeros and column_group are then outputs;
+  // a scale that does not fit its stored type is infinite.
+  bool refit_grids = false;
+  int64_t group_size = -1;  // refit_grids only
+  GridOptions grid;         // refit_grids only; grid.bits == bits
 };
 
 class Backend {
@@ -157,6 +164,7 @@ class Backend {
   // out [out, in] (F32 or C) = scale * (code - zero) in fp32, then rounded to out's type. The one dequantization.
   virtual void dequantize(const QuantizedLinear& linear, TensorView out) = 0;
   // sum_{rows} e H e^T for e = w - w_hat, H = factor * packed h (undamped); w, w_hat [rows, n] F32/F64. In double.
+  // An empty w_hat stands for zeros: the signal tr(w H w^T), whose products may be fp32.
   virtual double layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) = 0;
 
   // First non-finite element of a float tensor, or -1.

@@ -12,6 +12,12 @@
 
 namespace bitmill {
 
+// An error that every rank throws at the same point, so that all can leave in order: rank 0 speaks, nobody is killed.
+class AgreedError : public Error {
+ public:
+  explicit AgreedError(const Error& error) : Error(error) {}
+};
+
 class Communicator {
  public:
   // Initialises MPI when a launcher (mpirun, srun) started this process. Errors: kInternal when the launcher says N tasks
@@ -37,6 +43,11 @@ class Communicator {
   void send(const void* data, int64_t bytes, int to, int tag);
   void receive(void* data, int64_t bytes, int from, int tag);
 
+  // Short notes to rank 0 (progress, records), in order per sender: `post` on other ranks, `poll_post` on rank 0, which
+  // returns at once, with a note if one has arrived.
+  void post(const std::string& text);
+  std::optional<std::string> poll_post();
+
   // Collective. Every rank brings its error, or none; all return the same: the error of the lowest failing rank. Use it
   // where all ranks reach the same point, so that everybody leaves with one exit code and one message.
   std::optional<Error> agree(const std::optional<Error>& mine);
@@ -49,16 +60,24 @@ class Communicator {
   bool uses_mpi_ = false;
 };
 
-// Runs `body` on rank 0 and makes its error everybody's: all ranks throw the same Error or none does.
+// Runs `body` on every rank; if any throws Error, all throw the error of the lowest failing rank. Collective.
+template <typename Body>
+void together(Communicator& comm, Body&& body) {
+  std::optional<Error> error;
+  try {
+    body();
+  } catch (const Error& e) {
+    error = e;
+  }
+  if (const auto agreed = comm.agree(error)) throw AgreedError(*agreed);
+}
+
+// Runs `body` on rank 0 and makes its error everybody's. Collective.
 template <typename Body>
 void on_rank_zero(Communicator& comm, Body&& body) {
-  std::optional<Error> error;
-  if (comm.rank() == 0) try {
-      body();
-    } catch (const Error& e) {
-      error = e;
-    }
-  if (auto agreed = comm.agree(error)) throw *agreed;
+  together(comm, [&] {
+    if (comm.rank() == 0) body();
+  });
 }
 
 }  // namespace bitmill

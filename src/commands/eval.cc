@@ -1,0 +1,42 @@
+// bitmill eval: perplexity of a float or quantized checkpoint.
+#include <iostream>
+
+#include "commands/command.h"
+#include "commands/session.h"
+#include "core/log.h"
+#include "io/tokens.h"
+#include "pipeline/evaluate.h"
+
+namespace bitmill {
+
+int run_eval(const CommandLine& line, Communicator& comm) {
+  const RunOptions& options = line.options;
+  together(comm, [&] {
+    require(options.model.path, "model.path", "the checkpoint directory to evaluate");
+    require(options.evaluate.tokens, "evaluate.tokens", "a token file (.h5 or .safetensors) with input_ids");
+  });
+  Session session = open_session(options, comm);
+  Tensor ids;
+  on_rank_zero(comm, [&] {
+    ids = read_token_file(options.evaluate.tokens, options.evaluate.samples, 0, session.source.spec().vocab,
+                          "evaluate.tokens");
+    if (ids.cols() < 2)
+      fail(ExitCode::kInput, "evaluate.tokens={}: windows of {} token predict nothing, at least 2 are needed",
+           options.evaluate.tokens, ids.cols());
+  });
+  info("{}: {} blocks, compute {}, {} rank{} x {} thread{}; {}", options.model.path, session.source.spec().blocks.size(),
+       session.compute == DType::kBF16 ? "bfloat16" : "float32", comm.size(), comm.size() == 1 ? "" : "s",
+       session.threads, session.threads == 1 ? "" : "s", session.backend->description());
+  const EvalResult result = evaluate(session.source, ids, options, comm, *session.transport, *session.backend,
+                                     options.extra.dump_logits);
+  if (comm.rank() == 0)
+    std::cout << fmt::format("perplexity {:.4f}  nll {:.6f}  tokens {}  seconds {:.2f}\n", result.perplexity, result.nll,
+                             result.tokens, result.seconds);
+  const Json json{{"perplexity", result.perplexity}, {"nll", result.nll}, {"tokens", result.tokens},
+                  {"windows", result.windows}, {"seconds", result.seconds}, {"model", options.model.path},
+                  {"compute", session.compute == DType::kBF16 ? "bfloat16" : "float32"}};
+  write_json_result(options, comm, json.dump(1));
+  return 0;
+}
+
+}  // namespace bitmill

@@ -73,7 +73,8 @@ inline T from_code(T code, Grid<T> grid) {
 }
 
 // Grid of `count` weights w[0], w[stride], ...: the range always contains 0; symmetric ranges are mirrored also where a
-// group has no negative weight; an all-zero group gets [-1, 1].
+// group has no negative weight; an all-zero group gets [-1, 1] and the middle zero point 2^(bits-1), whatever rounding
+// 1 / scale would give.
 template <typename T>
 Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
   T xmin = 0, xmax = 0;
@@ -86,15 +87,16 @@ Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& o
     xmin = -xmax;
   }
   if (xmin == 0 && xmax == 0) {
-    xmin = -1;
-    xmax = 1;
+    Grid<T> empty = grid_from_range(T(-1), T(1), options);
+    empty.zero = T(1 << (options.bits - 1));
+    return empty;
   }
   Grid<T> best = grid_from_range(xmin, xmax, options);
   if (!options.mse) return best;
   const T maxq = T((1 << options.bits) - 1);
   T best_error = -1;
   for (int step = 0; step < 80; ++step) {  // shrink to 0.2 in steps of 0.01; the first of equals wins
-    const T p = T(1) - T(step) / T(100);
+    const T p = static_cast<T>(1 - step / 100.0);  // rounded once, also for float
     const Grid<T> grid = grid_from_range(p * xmin, p * xmax, options);
     T error = 0;
     for (int64_t i = 0; i < count; ++i) {

@@ -7,6 +7,7 @@
 #include <iosfwd>
 #include <regex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -37,7 +38,7 @@ struct QuantizeSettings {
 
 // One `rule=REGEX key=value ...`. The regex is ECMAScript and must match the whole module name without `.weight`.
 struct QuantizeRule {
-  std::string text;  // as written
+  std::string text;  // as written, blanks folded to one
   std::regex pattern;
   std::vector<std::pair<std::string, std::string>> settings;
 };

@@ -32,6 +32,7 @@ struct ModuleChoice {
   int bits = 0;
   int64_t group_size = 0;
   bool symmetric = true;
+  ActOrder act_order = ActOrder::kStatic;  // only "dynamic or not" reaches a file
 };
 
 // Text files of an output besides the tensors.
@@ -66,6 +67,15 @@ class OutputFormat {
 
   // Config text. `settings` are the [quantize] settings; `modules` say what every block linear became.
   virtual FormatConfig config(const RunOptions::Quantize& settings, const std::vector<ModuleChoice>& modules) const = 0;
+  // What a quantization_config says about one module (`config()` in reverse): float, or its bits, group size, symmetry.
+  // Error(kInput) naming the key that is missing or wrong.
+  virtual ModuleChoice configured(const Json& quantization_config, const std::string& module) const = 0;
+  // One sentence per key of quantization_config that loaders insist on and that is missing, wrong, or contradicts what the
+  // tensors show (`modules`, as found on disk). Empty: all well.
+  virtual std::vector<std::string> config_violations(const Json& quantization_config,
+                                                     const std::vector<ModuleChoice>& modules) const = 0;
+  // Further file of the directory that repeats quantization_config word for word; empty: none.
+  virtual std::string config_file() const { return ""; }
   // Does this quantization_config describe this format (name and version)?
   virtual bool matches(const Json& quantization_config) const = 0;
 };

@@ -53,6 +53,10 @@ class Checkpoint {
   std::unique_ptr<Readers> readers_ = std::make_unique<Readers>();
 };
 
+// The tensor -> file map of an index ({"weight_map": {...}}), names checked as Checkpoint::open says; `where` names the index
+// in messages. Error(kInput).
+std::map<std::string, std::string> read_weight_map(const Json& index, const std::string& where);
+
 // DIR/config.json, parsed strictly. Error(kInput) when the directory or the file is missing or unreadable.
 Json read_model_config(const std::string& directory);
 

@@ -30,6 +30,11 @@ struct TensorEntry {
 std::vector<TensorEntry> read_safetensors_header(const std::string& path,
                                                  std::map<std::string, std::string>* metadata = nullptr);
 
+// The same checks on header text (the N bytes after the length) that a caller holds in memory; `path` is used in messages
+// only and `file_bytes` is the size of the whole file.
+std::vector<TensorEntry> parse_safetensors_header(std::string_view text, int64_t file_bytes, const std::string& path,
+                                                  std::map<std::string, std::string>* metadata = nullptr);
+
 // Byte-range reader of one regular file.
 class RangeReader {
  public:
@@ -39,10 +44,12 @@ class RangeReader {
   RangeReader(const RangeReader&) = delete;
   void read(int64_t offset, int64_t bytes, void* out) const;  // exactly; Error(kInput) on a short file
   const std::string& path() const { return path_; }
+  int64_t file_bytes() const { return file_bytes_; }  // at the time of opening
 
  private:
   std::string path_;
   int fd_ = -1;
+  int64_t file_bytes_ = 0;
 };
 
 // A tensor to be written: a name and host data that stays alive until the write is done.

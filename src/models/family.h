@@ -8,6 +8,7 @@
 // cut, quantize its linears, and run each linear exactly once, with its quantized weight.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -151,5 +152,11 @@ const ModelFamily& find_family(const Json& config);
 // dtype for all linears). Error(kInput) naming up to 10 tensors, found and expected. Tensors the spec does not know are
 // returned (they are copied or dropped by the caller, who says so).
 std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint);
+// The same for a checkpoint with quantized linears: those whose module `packed` accepts need no float weight, and all
+// tensors under their module name count as known (their format checks them); biases, norms and the rest are checked.
+// It is asked for every block linear and for "lm_head".
+using PackedPredicate = std::function<bool(const std::string& module)>;
+std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint,
+                                       const PackedPredicate& packed);
 
 }  // namespace bitmill

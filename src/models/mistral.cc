@@ -1,0 +1,30 @@
+// Mistral: no biases; sliding_window (null: none) holds for every block unless layer_types says
+// otherwise.
+#include "models/layers.h"
+
+namespace bitmill {
+
+namespace {
+
+class Mistral final : public DecoderFamily {
+ public:
+  Mistral() : DecoderFamily("mistral", "MistralForCausalLM") {}
+
+  ModelSpec describe(const Json& config) const override {
+    const ConfigKeys keys(config);
+    const int64_t window = keys.size_or("sliding_window", 0);
+    DecoderTraits traits;
+    traits.windows = keys.has("layer_types") ? windows_from_layer_types(keys, window)
+                                             : std::vector<int64_t>(block_count(keys), window);
+    return describe_decoder(config, name(), traits);
+  }
+};
+
+}  // namespace
+
+const ModelFamily& mistral_family() {
+  static const Mistral family;
+  return family;
+}
+
+}  // namespace bitmill

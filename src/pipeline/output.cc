@@ -1,0 +1,146 @@
+#include "pipeline/output.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <regex>
+
+#include "io/durable.h"
+#include "io/safetensors.h"
+
+namespace bitmill {
+namespace fs = std::filesystem;
+
+namespace {
+
+void remove_file(const std::string& path) {
+  std::error_code error;
+  fs::remove(path, error);
+  if (error) fail(ExitCode::kOutput, "{} cannot be removed: {}", path, error.message());
+}
+
+// Only what an earlier run of ours left: the files its manifest names, and its shards.
+void remove_leftovers(const std::string& path) {
+  std::error_code error;
+  if (!fs::exists(manifest_path(path), error)) return;
+  const Manifest manifest = read_manifest(path);
+  for (auto file = manifest.files.rbegin(); file != manifest.files.rend(); ++file) remove_file(path + "/" + *file);
+  fs::remove_all(path + "/bitmill/shards", error);
+  if (error) fail(ExitCode::kOutput, "{}/bitmill/shards cannot be removed: {}", path, error.message());
+  for (const char* name : {"layers.csv", "report.json", "report.html", "status.json"})
+    remove_file(path + "/bitmill/" + name);
+}
+
+std::string base_key(const std::string& key) { return key.substr(0, key.find(".part-")); }
+
+}  // namespace
+
+void OutputDirectory::prepare(const Plan& plan, const Fingerprint& fingerprint,
+                              const std::vector<std::string>& text_files) const {
+  make_directories(path_);
+  probe_writable(path_);
+  remove_leftovers(path_);
+  make_directories(path_ + "/bitmill/shards");
+  Manifest manifest{"running", fingerprint, plan.files, Json::array()};
+  manifest.files.insert(manifest.files.end(), text_files.begin(), text_files.end());
+  write_manifest(path_, manifest);
+}
+
+int64_t OutputDirectory::write_shards(const Plan& plan, const std::string& key,
+                                      const std::vector<NamedTensor>& tensors) const {
+  std::map<std::string, const NamedTensor*> by_name;
+  for (const NamedTensor& tensor : tensors) by_name[tensor.name] = &tensor;
+  size_t written = 0;
+  int64_t bytes = 0;
+  for (const ShardPlan& shard : plan.shards) {
+    if (base_key(shard.key) != key) continue;
+    std::vector<NamedView> views;
+    for (const PackedSpec& spec : shard.tensors) {
+      const auto found = by_name.find(spec.name);
+      BITMILL_CHECK(found != by_name.end() && found->second->data.dtype() == spec.dtype &&
+                    found->second->data.shape() == spec.shape);
+      views.push_back({spec.name, found->second->data});
+    }
+    written += views.size();
+    bytes += safetensors_file_bytes(views);
+    write_safetensors(shard_path(shard.key), std::move(views));
+  }
+  BITMILL_CHECK(written == tensors.size());
+  return bytes;
+}
+
+void OutputDirectory::join(const Plan& plan) const {
+  struct Source {
+    int file;
+    TensorEntry entry;
+  };
+  std::vector<RangeReader> readers;
+  std::map<std::string, Source> sources;
+  std::vector<NamedView> specs;
+  for (const ShardPlan& shard : plan.shards) {
+    readers.emplace_back(shard_path(shard.key));
+    for (TensorEntry& entry : read_safetensors_header(shard_path(shard.key))) {
+      specs.push_back({entry.name, {nullptr, entry.dtype, entry.shape}});
+      sources[entry.name] = {static_cast<int>(readers.size()) - 1, std::move(entry)};
+    }
+  }
+  SafetensorsStream stream(path_ + "/" + plan.files.front(), specs);
+  constexpr int64_t kChunk = 8 << 20;
+  Tensor buffer(DType::kU8, {kChunk});
+  for (const NamedView& tensor : stream.order()) {
+    const Source& source = sources.at(tensor.name);
+    for (int64_t at = 0; at < source.entry.bytes; at += kChunk) {
+      const int64_t bytes = std::min(kChunk, source.entry.bytes - at);
+      readers[source.file].read(source.entry.offset + at, bytes, buffer.data());
+      stream.append(buffer.data(), bytes);
+    }
+  }
+  stream.commit();
+}
+
+void OutputDirectory::rename(const Plan& plan) const {
+  for (size_t i = 0; i < plan.shards.size(); ++i)
+    rename_durably(shard_path(plan.shards[i].key), path_ + "/" + plan.files[i]);
+}
+
+void OutputDirectory::write_index(const Plan& plan) const {
+  Json weight_map = Json::object();
+  for (size_t i = 0; i < plan.shards.size(); ++i)
+    for (const PackedSpec& tensor : plan.shards[i].tensors) weight_map[tensor.name] = plan.files[i];
+  const Json index{{"metadata", {{"total_size", plan.output_bytes}}}, {"weight_map", weight_map}};
+  write_file_durably(path_ + "/model.safetensors.index.json", index.dump(2) + "\n");
+}
+
+void OutputDirectory::commit(const Plan& plan, const Finish& finish) const {
+  if (plan.joined) {
+    join(plan);
+  } else {
+    rename(plan);
+    write_index(plan);
+  }
+  for (const std::string& name : finish.copied_files)
+    copy_file_durably(finish.source_directory + "/" + name, path_ + "/" + name);
+  for (const auto& [name, content] : finish.text_files) write_file_durably(path_ + "/" + name, content);
+  write_file_durably(path_ + "/config.json", finish.config_json);
+  write_manifest(path_, finish.manifest);
+  std::error_code error;
+  fs::remove_all(path_ + "/bitmill/shards", error);  // the checkpoint is whole; leftovers only cost space
+}
+
+std::vector<std::string> companion_files(const std::string& model_directory) {
+  // Anchored, so that weights in other formats, code and notebooks stay behind.
+  static const std::regex kWanted(
+      "(tokenizer.*|special_tokens_map\\.json|added_tokens\\.json|vocab\\.(json|txt)|merges\\.txt|"
+      ".*\\.(tiktoken|model)|generation_config\\.json|chat_template.*|preprocessor_config\\.json|"
+      "(LICENSE|LICENCE|NOTICE|USE_POLICY).*)");
+  std::vector<std::string> names;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(model_directory, error)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file(error) && std::regex_match(name, kWanted)) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace bitmill

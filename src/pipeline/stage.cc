@@ -1,0 +1,190 @@
+#include "pipeline/stage.h"
+
+#include <algorithm>
+
+namespace bitmill {
+
+struct Stage::Work {
+  const BlockSpec& spec;
+  const BlockGraph* graph;  // nullptr: no activations flow
+  Activations& activations;
+  BlockWeights weights;
+  std::vector<Hessian> hessians;  // per cut, only when the whole block is collected at once
+  PackedBlock packed;
+  Tensor scratch;
+};
+
+Stage::Stage(const RunOptions& options, const ModelSource& source, const OutputFormat& format, Backend& backend,
+             PhaseSeconds& phases, std::function<void(const QuantizeRecord&)> on_record)
+    : options_(options), source_(source), format_(format), backend_(backend), phases_(phases),
+      on_record_(std::move(on_record)) {}
+
+namespace {
+
+bool wants_hessian(const QuantizeSettings& settings) {
+  return !settings.skip && find_quantizer(settings.algorithm).needs_hessian();
+}
+
+}  // namespace
+
+bool needs_calibration(const RunOptions& options, const ModelSpec& spec) {
+  for (const BlockSpec& block : spec.blocks)
+    for (const LinearSpec& linear : block.linears)
+      if (wants_hessian(options.settings_for(linear.module))) return true;
+  return false;
+}
+
+bool Stage::needs_hessian(const BlockSpec& block, int cut) const {
+  const std::vector<int>& linears = block.cuts[cut].linears;
+  return std::any_of(linears.begin(), linears.end(), [&](int linear) {
+    return wants_hessian(options_.settings_for(block.linears[linear].module));
+  });
+}
+
+PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& activations) {
+  const BlockSpec& spec = source_.spec().blocks[index];
+  Work work{spec, graph, activations, BlockWeights(spec), {}, {}, {}};
+  {
+    PhaseTimer timer(phases_, Phase::kRead);
+    work.weights = source_.read_block_floats(spec, backend_);
+  }
+  const int cuts = static_cast<int>(spec.cuts.size());
+  const bool whole = graph != nullptr && !options_.quantize.true_sequential;
+  if (whole) collect_whole_block(work);
+
+  Hessian ahead;  // of the cut to be solved next
+  if (graph != nullptr && !whole && needs_hessian(spec, 0)) ahead = collect(work, 0);
+  for (int cut = 0; cut < cuts; ++cut) {
+    const Hessian& hessian = whole ? work.hessians[cut] : ahead;
+    solve(work, cut, needs_hessian(spec, cut) ? &hessian : nullptr);
+    ahead = Hessian();
+    if (graph == nullptr) continue;
+    const bool collect_next = !whole && cut + 1 < cuts && needs_hessian(spec, cut + 1);
+    if (collect_next) {
+      HessianAccumulator next(spec.cuts[cut + 1].in, DType::kF32, backend_);
+      advance(work, cut, &next);
+      ahead = next.finish();
+    } else {
+      advance(work, cut, nullptr);
+    }
+    for (int linear : spec.cuts[cut].linears) work.weights.drop_linear(linear);
+  }
+  for (const TensorSpec& norm : spec.norms)
+    work.packed.tensors.push_back({norm.name, source_.checkpoint().read(norm.name)});
+  return std::move(work.packed);
+}
+
+void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range,
+                      HessianAccumulator& sum) {
+  TensorView x;
+  {
+    PhaseTimer timer(phases_, Phase::kForward);
+    x = work.graph->input(cut, work.weights, batch, backend_, work.scratch);
+  }
+  PhaseTimer timer(phases_, Phase::kHessian);
+  sum.add(x, range.samples, range.lane);
+}
+
+Hessian Stage::collect(Work& work, int cut) {
+  HessianAccumulator sum(work.spec.cuts[cut].in, DType::kF32, backend_);
+  for (size_t i = 0; i < work.activations.batches.size(); ++i)
+    add_input(work, cut, work.activations.batches[i], work.activations.ranges[i], sum);
+  PhaseTimer timer(phases_, Phase::kHessian);
+  return sum.finish();
+}
+
+// One float forward of the block; the activations themselves stay as they are.
+void Stage::collect_whole_block(Work& work) {
+  const int cuts = static_cast<int>(work.spec.cuts.size());
+  const BlockWeights dense = [&] {
+    PhaseTimer timer(phases_, Phase::kRead);
+    return source_.read_block(work.spec, backend_);
+  }();
+  std::vector<HessianAccumulator> sums;
+  for (const CutSpec& cut : work.spec.cuts) sums.emplace_back(cut.in, DType::kF32, backend_);
+  for (size_t i = 0; i < work.activations.batches.size(); ++i) {
+    const MicroBatch& given = work.activations.batches[i];
+    MicroBatch copy{given.sequences, given.length, clone(given.hidden), Tensor()};
+    for (int cut = 0; cut < cuts; ++cut) {
+      if (needs_hessian(work.spec, cut)) add_input(work, cut, copy, work.activations.ranges[i], sums[cut]);
+      if (cut + 1 == cuts) break;  // nobody needs the block's float output
+      PhaseTimer timer(phases_, Phase::kForward);
+      const TensorView x = work.graph->input(cut, dense, copy, backend_, work.scratch);
+      work.graph->advance(cut, dense, x, copy, backend_);
+    }
+  }
+  PhaseTimer timer(phases_, Phase::kHessian);
+  for (HessianAccumulator& sum : sums) work.hessians.push_back(sum.finish());
+}
+
+void Stage::advance(Work& work, int cut, HessianAccumulator* next) {
+  for (size_t i = 0; i < work.activations.batches.size(); ++i) {
+    MicroBatch& batch = work.activations.batches[i];
+    {
+      PhaseTimer timer(phases_, Phase::kForward);
+      const TensorView x = work.graph->input(cut, work.weights, batch, backend_, work.scratch);
+      work.graph->advance(cut, work.weights, x, batch, backend_);
+    }
+    if (next != nullptr) add_input(work, cut + 1, batch, work.activations.ranges[i], *next);
+  }
+  work.scratch.reset();
+  HostAllocator::instance().trim();
+}
+
+void Stage::solve(Work& work, int cut, const Hessian* hessian) {
+  std::map<std::string, std::vector<int>> by_algorithm;
+  for (int linear : work.spec.cuts[cut].linears) {
+    const QuantizeSettings settings = options_.settings_for(work.spec.linears[linear].module);
+    if (settings.skip) keep_float(work, linear);
+    else by_algorithm[settings.algorithm].push_back(linear);
+  }
+  for (const auto& [algorithm, linears] : by_algorithm) {
+    std::vector<QuantizeResult> results = quantize_group(work, linears, hessian);
+    for (size_t i = 0; i < linears.size(); ++i) keep(work, linears[i], std::move(results[i]));
+  }
+}
+
+std::vector<QuantizeResult> Stage::quantize_group(Work& work, const std::vector<int>& linears,
+                                                  const Hessian* hessian) {
+  std::vector<Tensor> weights;
+  std::vector<LinearProblem> problems;
+  for (int linear : linears) {
+    const LinearSpec& spec = work.spec.linears[linear];
+    PhaseTimer timer(phases_, Phase::kRead);
+    weights.push_back(source_.read_weight(spec, DType::kF32, backend_));
+    problems.push_back({spec.module, weights.back(), options_.settings_for(spec.module),
+                        format_.scale_dtype(source_.spec().dtype)});
+  }
+  PhaseTimer timer(phases_, Phase::kSolve);
+  return find_quantizer(problems.front().settings.algorithm).quantize(problems, hessian, backend_);
+}
+
+void Stage::keep(Work& work, int linear, QuantizeResult result) {
+  const LinearSpec& spec = work.spec.linears[linear];
+  {
+    PhaseTimer timer(phases_, Phase::kPack);
+    const Tensor bias = source_.read_bias(spec, backend_);
+    for (NamedTensor& tensor : format_.pack(spec, result.linear, bias)) work.packed.tensors.push_back(std::move(tensor));
+  }
+  if (work.graph != nullptr) {
+    PhaseTimer timer(phases_, Phase::kForward);
+    Tensor dense = backend_.allocate(backend_.compute(), {spec.out, spec.in});
+    backend_.dequantize(result.linear, dense);
+    work.weights.set_linear(linear, dense, backend_);
+  }
+  work.packed.failed |= result.record.failed;
+  on_record_(result.record);
+  work.packed.records.push_back(std::move(result.record));
+}
+
+void Stage::keep_float(Work& work, int linear) {
+  const LinearSpec& spec = work.spec.linears[linear];
+  PhaseTimer timer(phases_, Phase::kRead);
+  Tensor stored = source_.read_float(spec.weight_name(), backend_);
+  if (work.graph != nullptr)
+    work.weights.set_linear(linear, source_.read_weight(spec, backend_.compute(), backend_), backend_);
+  work.packed.tensors.push_back({spec.weight_name(), std::move(stored)});
+  if (spec.bias) work.packed.tensors.push_back({spec.bias_name(), source_.read_bias(spec, backend_)});
+}
+
+}  // namespace bitmill

@@ -1,0 +1,143 @@
+#include <algorithm>
+#include <numeric>
+
+#include "report/report.h"
+
+namespace bitmill {
+namespace {
+
+std::string csv_text(const std::string& text) {
+  if (text.find_first_of(",\"\n") == std::string::npos) return text;
+  std::string quoted = "\"";
+  for (char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + "\"";
+}
+
+std::vector<const RankSummary*> working(const std::vector<RankSummary>& ranks) {
+  std::vector<const RankSummary*> list;
+  for (const RankSummary& rank : ranks)
+    if (rank.end_block > rank.first_block) list.push_back(&rank);
+  return list;
+}
+
+struct Spread {
+  double low = 0, mean = 0, high = 0;
+};
+
+Spread spread(const std::vector<const RankSummary*>& ranks, int phase) {
+  Spread s;
+  if (ranks.empty()) return s;
+  s.low = ranks.front()->phases[phase];
+  for (const RankSummary* rank : ranks) {
+    const double seconds = rank->phases[phase];
+    s.low = std::min(s.low, seconds);
+    s.high = std::max(s.high, seconds);
+    s.mean += seconds / static_cast<double>(ranks.size());
+  }
+  return s;
+}
+
+Json eval_json(const std::optional<EvalResult>& result) {
+  if (!result) return nullptr;
+  return {{"perplexity", result->perplexity}, {"nll", result->nll}, {"tokens", result->tokens}, {"seconds", result->seconds}};
+}
+
+}  // namespace
+
+std::string layers_csv(const std::vector<LinearEvent>& linears) {
+  std::string csv =
+      "block,module,method,bits,group_size,out,in,samples,tokens,damp,retries,smallest_pivot,dead_columns,loss,error,"
+      "relative_error,seconds,rank,note\n";
+  for (const LinearEvent& event : linears) {
+    const QuantizeRecord& r = event.record;
+    csv += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{:.6f},{},{}\n", event.block, csv_text(r.module),
+                       r.method, r.bits, r.group_size, r.out, r.in, r.samples, r.tokens, r.damp, r.retries,
+                       r.smallest_pivot, r.dead_columns, r.loss, r.error, r.relative_error, r.seconds, event.rank,
+                       csv_text(r.note));
+  }
+  return csv;
+}
+
+std::string linear_line(const LinearEvent& event) {
+  const QuantizeRecord& r = event.record;
+  std::string line = fmt::format("{} [{}, {}] {} {}-bit g{} error {:.3e} tokens {} {:.3f} s", r.module, r.out, r.in,
+                                 r.method, r.bits, r.group_size, r.relative_error, r.tokens, r.seconds);
+  if (r.method == "gptq") line += fmt::format(" loss {:.4g} damp {:g}", r.loss, r.damp);
+  if (!r.note.empty()) line += " (" + r.note + ")";
+  return line;
+}
+
+std::string phase_table(const std::vector<RankSummary>& ranks) {
+  const auto list = working(ranks);
+  std::string text = fmt::format("{:<10}{:>10}{:>10}{:>10}{:>11}{:>8}\n", "phase", "min s", "avg s", "max s", "imbalance",
+                                 "share");
+  double all = 0;
+  for (int phase = 0; phase < kPhases; ++phase) all += spread(list, phase).mean;
+  for (int phase = 0; phase < kPhases; ++phase) {
+    const Spread s = spread(list, phase);
+    if (s.high == 0) continue;
+    text += fmt::format("{:<10}{:>10.3f}{:>10.3f}{:>10.3f}{:>10.0f}%{:>7.1f}%\n", phase_name(static_cast<Phase>(phase)),
+                        s.low, s.mean, s.high, s.mean > 0 ? 100 * (s.high / s.mean - 1) : 0.0,
+                        all > 0 ? 100 * s.mean / all : 0.0);
+  }
+  int64_t resident = 0;
+  for (const RankSummary* rank : list) resident = std::max(resident, rank->peak_resident_bytes);
+  return text + fmt::format("peak resident memory of a rank: {}", human_bytes(resident));
+}
+
+std::string totals_text(const QuantizeOutcome& outcome, const Plan& plan, const RunFacts& facts) {
+  int64_t fallbacks = 0;
+  for (const LinearEvent& event : outcome.linears) fallbacks += !event.record.note.empty();
+  std::string text = fmt::format(
+      "{} linears at {:.3f} bits per weight ({} fell back, see layers.csv)\n"
+      "tensors: {} -> {} ({:.2f}x smaller)\n",
+      outcome.linears.size(), plan.bits_per_weight, fallbacks, human_bytes(facts.source_bytes),
+      human_bytes(facts.output_bytes),
+      static_cast<double>(facts.source_bytes) / static_cast<double>(std::max<int64_t>(1, facts.output_bytes)));
+  if (facts.before) text += fmt::format("perplexity of the float model: {:.4f}\n", facts.before->perplexity);
+  if (facts.after) text += fmt::format("perplexity of the output: {:.4f}\n", facts.after->perplexity);
+  return text + fmt::format("quantized in {}, {} in all; output {}", human_seconds(facts.quantize_seconds),
+                            human_seconds(facts.seconds), facts.output);
+}
+
+Json report_json(const QuantizeOutcome& outcome, const Plan& plan, const RunFacts& facts) {
+  Json layers = Json::array(), ranks = Json::array(), phases = Json::object();
+  for (const LinearEvent& event : outcome.linears) {
+    Json layer = record_json(event.record);
+    layer["block"] = event.block;
+    layer["rank"] = event.rank;
+    layers.push_back(std::move(layer));
+  }
+  for (const RankSummary& rank : outcome.ranks) {
+    Json seconds = Json::object();
+    for (int phase = 0; phase < kPhases; ++phase)
+      seconds[std::string(phase_name(static_cast<Phase>(phase)))] = rank.phases[phase];
+    ranks.push_back({{"rank", rank.rank}, {"host", rank.host}, {"first_block", rank.first_block},
+                     {"end_block", rank.end_block}, {"phases", seconds}, {"peak_tensor_bytes", rank.peak_tensor_bytes},
+                     {"peak_resident_bytes", rank.peak_resident_bytes},
+                     {"planned_peak_bytes", total(plan.ranks[rank.rank].peak)}});
+  }
+  const auto list = working(outcome.ranks);
+  for (int phase = 0; phase < kPhases; ++phase) {
+    const Spread s = spread(list, phase);
+    phases[std::string(phase_name(static_cast<Phase>(phase)))] = {{"min", s.low}, {"avg", s.mean}, {"max", s.high}};
+  }
+  return {{"schema", 1},
+          {"version", BITMILL_VERSION},
+          {"output", facts.output},
+          {"config", facts.effective_config},
+          {"backend", facts.backend},
+          {"seconds", facts.seconds},
+          {"quantize_seconds", facts.quantize_seconds},
+          {"source_bytes", facts.source_bytes},
+          {"output_bytes", facts.output_bytes},
+          {"bits_per_weight", plan.bits_per_weight},
+          {"before", eval_json(facts.before)},
+          {"after", eval_json(facts.after)},
+          {"phases", phases},
+          {"ranks", ranks},
+          {"layers", layers},
+          {"plan", plan_json(plan)}};
+}
+
+}  // namespace bitmill

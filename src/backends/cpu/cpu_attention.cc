@@ -1,0 +1,156 @@
+// Causal attention. A work item is one tile of query rows for a few query heads that share a kv head: their scores are one
+// product with the visible keys (tiles above the diagonal and outside the window are never computed), softmax runs
+// over the rows in fp32, the probabilities are rounded to C, and a second product gives the output.
+#include <algorithm>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/matmul.h"
+#include "backends/cpu/vector_math.h"
+
+namespace bitmill {
+
+namespace {
+constexpr int64_t kQueryRows = 64;        // query rows per tile: half a tile per row is wasted above the diagonal
+constexpr int64_t kScoreLimit = 1 << 19;  // scores per item that still fit an L2 cache; more heads are split
+
+// How one call is cut; a function of the shape alone.
+struct Cut {
+  explicit Cut(const AttentionShape& s)
+      : shape(s),
+        group(s.heads / s.kv_heads),
+        tiles((s.length + kQueryRows - 1) / kQueryRows),
+        heads_per_item(std::clamp<int64_t>(kScoreLimit / (kQueryRows * s.length), 1, group)) {
+    while (group % heads_per_item != 0) --heads_per_item;
+  }
+  int64_t items() const { return tiles * shape.sequences * shape.heads / heads_per_item; }
+  int64_t rows_of(int64_t tile) const { return std::min(kQueryRows, shape.length - tile * kQueryRows); }
+  // Packed q: per sequence and kv head, per tile, the heads' rows one after another.
+  int64_t query_offset(int64_t sequence, int64_t head, int64_t tile) const {
+    const int64_t kv_head = head / group, rows = rows_of(tile);
+    return ((sequence * shape.kv_heads + kv_head) * group * shape.length + tile * kQueryRows * group +
+            head % group * rows) * shape.head_dim;
+  }
+  // Packed k and v: per sequence and kv head.
+  int64_t key_offset(int64_t sequence, int64_t kv_head) const {
+    return (sequence * shape.kv_heads + kv_head) * shape.length * shape.head_dim;
+  }
+
+  AttentionShape shape;
+  int64_t group, tiles, heads_per_item;
+};
+
+template <typename C>
+void pack_rows(const float* x, int64_t stride, int64_t rows, int64_t n, C* out) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < n; ++i) store_float(x[r * stride + i], out[r * n + i]);
+}
+
+// Rounds q, k, v to C and lays each head's rows side by side, which is what the products read fastest.
+template <typename C>
+void pack_sequence(const Cut& cut, int64_t sequence, const float* q, const float* k, const float* v, C* q_out,
+                   C* k_out, C* v_out) {
+  const AttentionShape& s = cut.shape;
+  const int64_t width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim, begin = sequence * s.length;
+  for (int64_t tile = 0; tile < cut.tiles; ++tile)
+    for (int64_t h = 0; h < s.heads; ++h)
+      pack_rows(q + (begin + tile * kQueryRows) * width + h * s.head_dim, width, cut.rows_of(tile), s.head_dim,
+                q_out + cut.query_offset(sequence, h, tile));
+  for (int64_t h = 0; h < s.kv_heads; ++h) {
+    const int64_t from = begin * kv_width + h * s.head_dim, to = cut.key_offset(sequence, h);
+    pack_rows(k + from, kv_width, s.length, s.head_dim, k_out + to);
+    pack_rows(v + from, kv_width, s.length, s.head_dim, v_out + to);
+  }
+}
+
+// One row: p = e^(scale s - max) / sum over keys [begin, end), 0 elsewhere. scores and p may be the same memory.
+template <typename C>
+void softmax_row(float* scores, float scale, int64_t keys, int64_t begin, int64_t end, C* p) {
+  for (int64_t j = begin; j < end; ++j) scores[j] *= scale;
+  const float top = largest(scores + begin, end - begin);
+  for (int64_t j = begin; j < end; ++j) scores[j] = fast_exp(scores[j] - top);
+  const float sum = sum_of(scores + begin, end - begin);
+  for (int64_t j = 0; j < begin; ++j) store_float(0.0f, p[j]);
+  for (int64_t j = begin; j < end; ++j) store_float(scores[j] / sum, p[j]);
+  for (int64_t j = end; j < keys; ++j) store_float(0.0f, p[j]);
+}
+
+// Heads [head, head + heads_per_item) of one sequence, one tile of query rows.
+struct Item {
+  int64_t sequence, head, tile;
+};
+
+template <typename C>
+struct Packed {
+  const C *q, *k, *v;
+  DType type;
+};
+
+template <typename C>
+void attend(const Cut& cut, const Item& item, const Packed<C>& packed, MatmulContext& context, C* out) {
+  const AttentionShape& s = cut.shape;
+  const int64_t row = item.tile * kQueryRows, rows = cut.rows_of(item.tile), d = s.head_dim;
+  const int64_t first = s.sliding_window > 0 ? std::max<int64_t>(0, row - s.sliding_window + 1) : 0;
+  const int64_t key = first / kQueryRows * kQueryRows;  // on a tile edge: few distinct product shapes
+  const int64_t keys = row + rows - key, m = rows * cut.heads_per_item;
+  const int64_t kv = cut.key_offset(item.sequence, item.head / cut.group) + key * d;
+
+  auto* scores = static_cast<float*>(context.workspace(m * (2 * keys + d) * int64_t{sizeof(float)}));
+  float* result = scores + m * keys;
+  auto* p = reinterpret_cast<C*>(result + m * d);
+  context.run({.type = packed.type, .m = m, .n = keys, .k = d, .lda = d, .ldb = d, .ldc = keys, .transpose_b = true},
+              packed.q + cut.query_offset(item.sequence, item.head, item.tile), packed.k + kv, nullptr, scores);
+  for (int64_t r = 0; r < m; ++r) {
+    const int64_t at = row + r % rows - key;  // position of the query among the keys
+    const int64_t begin = s.sliding_window > 0 ? std::max<int64_t>(0, at - s.sliding_window + 1) : 0;
+    softmax_row(scores + r * keys, s.scale, keys, begin, at + 1, p + r * keys);
+  }
+  context.run({.type = packed.type, .m = m, .n = d, .k = keys, .lda = keys, .ldb = d, .ldc = d}, p, packed.v + kv,
+              nullptr, result);
+  const int64_t width = s.heads * d;
+  for (int64_t r = 0; r < m; ++r) {
+    const int64_t token = item.sequence * s.length + row + r % rows;
+    pack_rows(result + r * d, d, 1, d, out + token * width + (item.head + r / rows) * d);
+  }
+}
+
+template <typename C>
+void run_attention(ThreadPool& pool, const std::vector<std::unique_ptr<MatmulContext>>& contexts, const float* q,
+                   const float* k, const float* v, const AttentionShape& shape, DType type, C* out) {
+  const Cut cut(shape);
+  const int64_t tokens = shape.sequences * shape.length;
+  Tensor q_packed(type, {tokens * shape.heads * shape.head_dim});
+  Tensor k_packed(type, {tokens * shape.kv_heads * shape.head_dim});
+  Tensor v_packed(type, {tokens * shape.kv_heads * shape.head_dim});
+  pool.parallel_for(shape.sequences, [&](int64_t sequence, int) {
+    pack_sequence(cut, sequence, q, k, v, q_packed.as<C>(), k_packed.as<C>(), v_packed.as<C>());
+  });
+  const Packed<C> packed{q_packed.as<C>(), k_packed.as<C>(), v_packed.as<C>(), type};
+  const int64_t items_per_row = shape.heads / cut.heads_per_item;
+  const int64_t items_per_tile = shape.sequences * items_per_row;
+  pool.parallel_for(cut.items(), [&](int64_t i, int thread) {
+    const int64_t rest = i % items_per_tile;
+    const Item item{.sequence = rest / items_per_row,
+                    .head = rest % items_per_row * cut.heads_per_item,
+                    .tile = cut.tiles - 1 - i / items_per_tile};  // longest first: threads end together
+    attend(cut, item, packed, *contexts[thread], out);
+  });
+}
+}  // namespace
+
+void CpuBackend::attention(TensorView q, TensorView k, TensorView v, const AttentionShape& shape, TensorView out) {
+  const int64_t tokens = shape.sequences * shape.length, d = shape.head_dim;
+  BITMILL_CHECK(q.dtype == DType::kF32 && k.dtype == DType::kF32 && v.dtype == DType::kF32);
+  BITMILL_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && out.dtype == compute_);
+  BITMILL_CHECK(q.elements() == tokens * shape.heads * d && k.elements() == tokens * shape.kv_heads * d);
+  BITMILL_CHECK(v.elements() == k.elements() && out.elements() == q.elements());
+  if (tokens == 0) return;
+  const auto run = [&](auto* to) {
+    run_attention(pool_, contexts_, q.as<float>(), k.as<float>(), v.as<float>(), shape, compute_, to);
+  };
+  if (compute_ == DType::kBF16)
+    run(out.as<BFloat16>());
+  else
+    run(out.as<float>());
+}
+
+}  // namespace bitmill

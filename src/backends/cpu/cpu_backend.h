@@ -3,15 +3,21 @@
 // cpu_factor.cc (LAPACKE tiles), cpu_quantize.cc (grids), cpu_sweep.cc (column sweep).
 #pragma once
 
+#include <memory>
+#include <vector>
+
 #include "backends/backend.h"
 #include "core/thread_pool.h"
 
 namespace bitmill {
 
+class MatmulContext;  // cpu/matmul.h
+
 class CpuBackend final : public Backend {
  public:
   // compute kBF16 or kF32; `threads` >= 1 workers including the caller.
   CpuBackend(DType compute, int threads);
+  ~CpuBackend() override;
 
   std::string name() const override { return "cpu"; }
   std::string description() const override;
@@ -51,6 +57,7 @@ class CpuBackend final : public Backend {
  private:
   DType compute_;
   ThreadPool pool_;
+  std::vector<std::unique_ptr<MatmulContext>> contexts_;  // one per thread of the pool
 };
 
 }  // namespace bitmill

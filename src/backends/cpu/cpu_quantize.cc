@@ -1,0 +1,203 @@
+// Grids, rounding, dequantization and the layer error. All weight arithmetic is core/grid.h's.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <vector>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/cpu_blas.h"
+
+namespace bitmill {
+namespace {
+
+constexpr int64_t kRowsPerItem = 16;
+constexpr int64_t kErrorRows = 256;
+
+// Calls body(first, last) for ranges of rows; the ranges depend on the row count alone.
+template <typename Body>
+void over_rows(ThreadPool& pool, int64_t rows, const Body& body) {
+  pool.parallel_for((rows + kRowsPerItem - 1) / kRowsPerItem, [&](int64_t item, int) {
+    body(item * kRowsPerItem, std::min(rows, (item + 1) * kRowsPerItem));
+  });
+}
+
+template <typename T>
+bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
+                  TensorView zeros, ThreadPool& pool) {
+  const int64_t cols = weight.cols(), groups = scales.cols();
+  const int64_t size = group_size == -1 ? cols : group_size;
+  std::atomic<bool> fits{true};
+  over_rows(pool, weight.rows(), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const T* w = weight.as<T>() + r * cols + g * size;
+        const Grid<T> grid = fit_grid(w, std::min(size, cols - g * size), 1, options);
+        scales.as<T>()[r * groups + g] = grid.scale;
+        zeros.as<T>()[r * groups + g] = grid.zero;
+        if (!std::isfinite(grid.scale)) fits = false;
+      }
+    }
+  });
+  return fits;
+}
+
+template <typename T>
+void round_rows(TensorView weight, TensorView scales, TensorView zeros, const int32_t* group, int bits,
+                TensorView codes, ThreadPool& pool) {
+  const int64_t cols = weight.cols(), groups = scales.cols();
+  const T maxq = T((1 << bits) - 1);
+  over_rows(pool, weight.rows(), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      const T* scale = scales.as<T>() + r * groups;
+      const T* zero = zeros.as<T>() + r * groups;
+      for (int64_t c = 0; c < cols; ++c) {
+        const Grid<T> grid{scale[group[c]], zero[group[c]]};
+        codes.as<uint8_t>()[r * cols + c] = static_cast<uint8_t>(to_code(weight.as<T>()[r * cols + c], grid, maxq));
+      }
+    }
+  });
+}
+
+// Reads scale i of any stored type as U.
+template <typename U>
+U scale_at(TensorView scales, int64_t i) {
+  switch (scales.dtype) {
+    case DType::kF16: return static_cast<U>(to_float(scales.as<Float16>()[i]));
+    case DType::kBF16: return static_cast<U>(to_float(scales.as<BFloat16>()[i]));
+    case DType::kF32: return static_cast<U>(scales.as<float>()[i]);
+    default: BITMILL_CHECK(scales.dtype == DType::kF64); return static_cast<U>(scales.as<double>()[i]);
+  }
+}
+
+void store(float value, float& out) { out = value; }
+void store(double value, double& out) { out = value; }
+void store(float value, BFloat16& out) { out = to_bf16(value); }
+
+// Arithmetic in U (float; double for F64 output), result in Out.
+template <typename U, typename Out>
+void dequantize_rows(const QuantizedLinear& linear, Out* out, ThreadPool& pool) {
+  const int64_t cols = linear.in(), groups = linear.groups();
+  const int32_t* group = linear.g_idx.as<int32_t>();
+  over_rows(pool, linear.out(), [&](int64_t first, int64_t last) {
+    std::vector<Grid<U>> grids(static_cast<size_t>(groups));
+    for (int64_t r = first; r < last; ++r) {
+      for (int64_t g = 0; g < groups; ++g) {
+        grids[g] = {scale_at<U>(linear.scales, r * groups + g), U(linear.zeros.as<uint8_t>()[r * groups + g])};
+      }
+      const uint8_t* codes = linear.codes.as<uint8_t>() + r * cols;
+      for (int64_t c = 0; c < cols; ++c) store(from_code(U(codes[c]), grids[group[c]]), out[r * cols + c]);
+    }
+  });
+}
+
+// Sum over rows of e H e^T = 2 sum_{I > J} e_I H_IJ e_J^T + sum_J e_J H_JJ e_J^T, products in U, the sum in double.
+template <typename U>
+class QuadraticForm {
+ public:
+  QuadraticForm(int64_t n, TensorView h) : n_(n), tile_(hessian_tile(n)), h_(h) {}
+
+  // e [rows, n].
+  double of(const U* e, int64_t rows) const {
+    const int64_t tiles = (n_ + tile_ - 1) / tile_;
+    std::vector<U> product(static_cast<size_t>(rows * tile_)), block;
+    double sum = 0;
+    for (int64_t j = 0; j < tiles; ++j) {
+      const int64_t width = edge(j);
+      for (int64_t i = j; i < tiles; ++i) {
+        const U* h = tile(i, j, block);
+        blas::gemm(false, false, rows, width, edge(i), U(i == j ? 1 : 2), e + i * tile_, n_, h, width,
+                   U(i == j ? 0 : 1), product.data(), width);
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < width; ++c) {
+          sum += static_cast<double>(product[r * width + c]) * static_cast<double>(e[r * n_ + j * tile_ + c]);
+        }
+      }
+    }
+    return sum;
+  }
+
+ private:
+  int64_t edge(int64_t i) const { return std::min(tile_, n_ - i * tile_); }
+  // Tile (i, j) of h in U; `block` holds it where h has another type.
+  const U* tile(int64_t i, int64_t j, std::vector<U>& block) const {
+    const int64_t offset = hessian_tile_offset(n_, i, j);
+    if ((h_.dtype == DType::kF64) == (sizeof(U) == 8)) return h_.as<U>() + offset;
+    block.resize(static_cast<size_t>(edge(i) * edge(j)));
+    for (size_t k = 0; k < block.size(); ++k) block[k] = static_cast<U>(h_.as<float>()[offset + k]);
+    return block.data();
+  }
+
+  int64_t n_, tile_;
+  TensorView h_;
+};
+
+// w - w_hat (or w, where w_hat is empty) of rows [first, last) in U.
+template <typename T, typename U>
+std::vector<U> difference(TensorView w, TensorView w_hat, int64_t first, int64_t last) {
+  const int64_t n = w.cols();
+  std::vector<U> e(static_cast<size_t>((last - first) * n));
+  for (size_t k = 0; k < e.size(); ++k) {
+    e[k] = static_cast<U>(w.as<T>()[first * n + k]);
+    if (w_hat.data) e[k] -= static_cast<U>(w_hat.as<T>()[first * n + k]);
+  }
+  return e;
+}
+
+template <typename T, typename U>
+double quadratic_sum(TensorView w, TensorView w_hat, TensorView h, ThreadPool& pool) {
+  const int64_t rows = w.rows(), tiles = (rows + kErrorRows - 1) / kErrorRows;
+  std::vector<double> sums(static_cast<size_t>(tiles));
+  const QuadraticForm<U> form(w.cols(), h);
+  pool.parallel_for(tiles, [&](int64_t item, int) {
+    const int64_t first = item * kErrorRows, last = std::min(rows, first + kErrorRows);
+    sums[item] = form.of(difference<T, U>(w, w_hat, first, last).data(), last - first);
+  });
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+
+}  // namespace
+
+bool CpuBackend::fit_grids(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
+                           TensorView zeros) {
+  BITMILL_CHECK(scales.shape == zeros.shape && scales.dtype == weight.dtype && zeros.dtype == weight.dtype);
+  BITMILL_CHECK(scales.rows() == weight.rows() && scales.cols() == group_count(weight.cols(), group_size));
+  if (weight.dtype == DType::kF64) return fit_grids_of<double>(weight, options, group_size, scales, zeros, pool_);
+  BITMILL_CHECK(weight.dtype == DType::kF32);
+  return fit_grids_of<float>(weight, options, group_size, scales, zeros, pool_);
+}
+
+void CpuBackend::round_to_grid(TensorView weight, TensorView scales, TensorView zeros, TensorView column_group,
+                               int bits, TensorView codes) {
+  BITMILL_CHECK(codes.dtype == DType::kU8 && codes.shape == weight.shape && scales.dtype == weight.dtype);
+  BITMILL_CHECK(column_group.dtype == DType::kI32 && column_group.elements() == weight.cols());
+  const int32_t* group = column_group.as<int32_t>();
+  if (weight.dtype == DType::kF64) {
+    round_rows<double>(weight, scales, zeros, group, bits, codes, pool_);
+  } else {
+    BITMILL_CHECK(weight.dtype == DType::kF32);
+    round_rows<float>(weight, scales, zeros, group, bits, codes, pool_);
+  }
+}
+
+void CpuBackend::dequantize(const QuantizedLinear& linear, TensorView out) {
+  BITMILL_CHECK(out.elements() == linear.codes.elements());
+  switch (out.dtype) {
+    case DType::kF32: return dequantize_rows<float>(linear, out.as<float>(), pool_);
+    case DType::kBF16: return dequantize_rows<float>(linear, out.as<BFloat16>(), pool_);
+    default: BITMILL_CHECK(out.dtype == DType::kF64); return dequantize_rows<double>(linear, out.as<double>(), pool_);
+  }
+}
+
+double CpuBackend::layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) {
+  BITMILL_CHECK(!w_hat.data || (w.dtype == w_hat.dtype && w.shape == w_hat.shape));
+  BITMILL_CHECK(h.elements() == hessian_elements(w.cols()) && (h.dtype == DType::kF32 || h.dtype == w.dtype));
+  if (w.dtype == DType::kF64) return factor * quadratic_sum<double, double>(w, w_hat, h, pool_);
+  // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small eigenvalues.
+  if (!w_hat.data) return factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
+  return factor * quadratic_sum<float, double>(w, w_hat, h, pool_);
+}
+
+}  // namespace bitmill

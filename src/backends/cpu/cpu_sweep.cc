@@ -1,0 +1,300 @@
+// The GPTQ column sweep in factor form, left-looking, one tile of 256 rows per thread.
+//
+// H = L L^T in solving order (position n-1 first). With e_j = w_j - q_j of the positions j > k already solved,
+//   t_k = w_k + (sum_j e_j L_jk) / L_kk,   q_k = round(t_k),   loss += L_kk^2 (t_k - q_k)^2 / 2.
+// Per block of positions the sums over earlier blocks are one single-threaded product L[done, block]^T E[done]; inside the
+// block they grow by eight positions at a time. A tile lies transposed, [position][row], so that every inner loop runs over
+// rows; its errors replace its weights in place. docs/algorithms.md derives all this.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/cpu_blas.h"
+
+namespace bitmill {
+namespace {
+
+constexpr int64_t kTileRows = 256;
+constexpr int64_t kPanel = 8;     // positions between two register-blocked updates inside a block
+constexpr int64_t kRowUnit = 16;  // tile rows are padded to a multiple of this
+
+// What all tiles of a sweep share.
+template <typename T>
+struct Problem {
+  const T* factor;
+  int64_t n;
+  const int32_t* order;               // original column of each position
+  std::vector<int32_t> position;      // inverse of order
+  int64_t block;
+};
+
+// acc[c][r] += sum_{j < count} l[j * ldl + c] * e[j][r] for Width columns c, all rows r. Explicit fma: the same bits as a
+// fused loop on every machine, whatever the contraction flag says.
+template <typename T, int Width>
+void accumulate(const T* l, int64_t ldl, const T* e, int64_t count, T* acc, int64_t rows) {
+  constexpr int64_t kLane = 64 / sizeof(T);
+  for (int64_t r = 0; r < rows; r += kLane) {
+    T sum[Width][kLane];
+    for (int c = 0; c < Width; ++c) std::memcpy(sum[c], acc + c * rows + r, sizeof(sum[c]));
+    for (int64_t j = 0; j < count; ++j) {
+      const T* row = e + j * rows + r;
+      for (int c = 0; c < Width; ++c) {
+        const T factor = l[j * ldl + c];
+        for (int64_t i = 0; i < kLane; ++i) sum[c][i] = std::fma(factor, row[i], sum[c][i]);
+      }
+    }
+    for (int c = 0; c < Width; ++c) std::memcpy(acc + c * rows + r, sum[c], sizeof(sum[c]));
+  }
+}
+
+// One tile: rows [first, first + live) of one item.
+template <typename T>
+class TileSweep {
+ public:
+  TileSweep(const Problem<T>& problem, const SweepItem& item, int64_t first, int64_t live)
+      : p_(problem), item_(item), first_(first), live_(live), rows_((live + kRowUnit - 1) / kRowUnit * kRowUnit),
+        groups_(item.scales.cols()), maxq_(T((1 << item.bits) - 1)),
+        reach_(p_.block + (item.refit_grids ? std::min(item.group_size, p_.n) : 0)),
+        tile_(buffer(p_.n)), sums_(buffer(reach_)), scale_(buffer(groups_)), zero_(buffer(groups_)), loss_(buffer(1)),
+        square_(buffer(1)), codes_(DType::kU8, {p_.n * rows_}), row_loss_(rows_, 0.0), row_square_(rows_, 0.0) {
+    if (item.refit_grids) compensated_ = buffer(reach_), feedback_ = buffer(reach_);
+  }
+
+  void run() {
+    load_weights();
+    load_grids();
+    for (int64_t hi = p_.n; hi > 0; hi -= p_.block) solve_block(std::max<int64_t>(0, hi - p_.block), hi);
+    store_codes();
+    store_results();
+  }
+
+ private:
+  static constexpr DType kType = sizeof(T) == 8 ? DType::kF64 : DType::kF32;
+  Tensor buffer(int64_t columns) const { return Tensor(kType, {columns * rows_}); }
+  T* column(const Tensor& buffer, int64_t index) const { return buffer.as<T>() + index * rows_; }
+  int32_t group_of(int64_t position) const { return item_.column_group.as<int32_t>()[p_.order[position]]; }
+
+  // Sixteen source rows at a time stay in cache while their columns are visited in solving order.
+  void load_weights() {
+    std::memset(tile_.data(), 0, static_cast<size_t>(tile_.bytes()));
+    for (int64_t r0 = 0; r0 < live_; r0 += kRowUnit) {
+      const int64_t count = std::min(kRowUnit, live_ - r0);
+      const T* w = item_.weight.as<T>() + (first_ + r0) * p_.n;
+      for (int64_t k = 0; k < p_.n; ++k) {
+        T* out = column(tile_, k) + r0;
+        for (int64_t r = 0; r < count; ++r) out[r] = w[r * p_.n + p_.order[k]];
+      }
+    }
+  }
+
+  // Padding rows get the harmless grid (1, 0).
+  void load_grids() {
+    std::fill_n(scale_.as<T>(), groups_ * rows_, T(1));
+    std::fill_n(zero_.as<T>(), groups_ * rows_, T(0));
+    if (item_.refit_grids) return;
+    for (int64_t r = 0; r < live_; ++r) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        column(scale_, g)[r] = item_.scales.as<T>()[(first_ + r) * groups_ + g];
+        column(zero_, g)[r] = item_.zeros.as<T>()[(first_ + r) * groups_ + g];
+      }
+    }
+  }
+
+  // Solves positions [lo, hi), last first.
+  void solve_block(int64_t lo, int64_t hi) {
+    const int64_t from = std::min(lo, first_needed(lo, hi));
+    sum_done(from, hi);
+    if (item_.refit_grids) refit(lo, hi, from);
+    std::fill_n(loss_.as<T>(), rows_, T(0));
+    std::fill_n(square_.as<T>(), rows_, T(0));
+    substitute(column(tile_, lo), column(sums_, lo - from), lo, hi, [&](int64_t k, T* sum, T* e) { round(k, sum, e); });
+    for (int64_t r = 0; r < rows_; ++r) {
+      row_loss_[r] += static_cast<double>(loss_.as<T>()[r]);
+      row_square_[r] += static_cast<double>(square_.as<T>()[r]);
+    }
+  }
+
+  // Lowest position whose sum the block needs: groups that start in it are fitted whole.
+  int64_t first_needed(int64_t lo, int64_t hi) const {
+    if (!item_.refit_grids) return lo;
+    const int64_t last_start = (p_.n - 1 - lo) / item_.group_size * item_.group_size;  // processing index
+    if (last_start < p_.n - hi) return lo;
+    return p_.n - std::min(last_start + item_.group_size, p_.n);
+  }
+
+  // sums[k - from] = sum over done positions j >= hi of L_jk e_j, for k in [from, hi).
+  void sum_done(int64_t from, int64_t hi) {
+    if (hi == p_.n) {
+      std::memset(sums_.data(), 0, static_cast<size_t>((hi - from) * rows_) * sizeof(T));
+      return;
+    }
+    blas::gemm(true, false, hi - from, rows_, p_.n - hi, T(1), p_.factor + hi * p_.n + from, p_.n, column(tile_, hi),
+               rows_, T(0), sums_.as<T>(), rows_);
+  }
+
+  // Back substitution through L[lo:hi, lo:hi]: completes `sums` of positions [lo, hi), last first; `finish` turns the sum
+  // of a position into the value fed back to those below it. e and sums point at position lo.
+  template <typename Finish>
+  void substitute(T* e, T* sums, int64_t lo, int64_t hi, const Finish& finish) {
+    for (int64_t top = hi; top > lo;) {
+      const int64_t bottom = std::max(lo, top - kPanel);
+      const T* l = p_.factor + top * p_.n + bottom;
+      update_panel(l, e + (top - lo) * rows_, hi - top, sums + (bottom - lo) * rows_, top - bottom);
+      for (int64_t k = top - 1; k >= bottom; --k) {
+        finish(k, sums + (k - lo) * rows_, e + (k - lo) * rows_);
+        const T* row = p_.factor + k * p_.n;
+        for (int64_t j = bottom; j < k; ++j) add_scaled(row[j], e + (k - lo) * rows_, sums + (j - lo) * rows_);
+      }
+      top = bottom;
+    }
+  }
+
+  void update_panel(const T* l, const T* e, int64_t count, T* sums, int64_t width) const {
+    if (count == 0) return;
+    int64_t c = 0;
+    for (; c + 4 <= width; c += 4) accumulate<T, 4>(l + c, p_.n, e, count, sums + c * rows_, rows_);
+    for (; c < width; ++c) accumulate<T, 1>(l + c, p_.n, e, count, sums + c * rows_, rows_);
+  }
+
+  void add_scaled(T factor, const T* __restrict x, T* __restrict y) const {
+    for (int64_t r = 0; r < rows_; ++r) y[r] = std::fma(factor, x[r], y[r]);
+  }
+
+  // Rounds position k: `e` holds its weights and receives its errors.
+  void round(int64_t k, const T* __restrict sum, T* __restrict e) {
+    const T pivot = p_.factor[k * p_.n + k], inverse = T(1) / pivot, half_d = pivot * pivot / 2;
+    const T* __restrict scale = column(scale_, group_of(k));
+    const T* __restrict zero = column(zero_, group_of(k));
+    T* __restrict loss = loss_.as<T>();
+    T* __restrict square = square_.as<T>();
+    uint8_t* __restrict codes = codes_.as<uint8_t>() + k * rows_;
+    for (int64_t r = 0; r < rows_; ++r) {
+      const Grid<T> grid{scale[r], zero[r]};
+      const T w = e[r], t = w + sum[r] * inverse;
+      const T code = to_code(t, grid, maxq_), q = from_code(code, grid);
+      codes[r] = static_cast<uint8_t>(static_cast<int32_t>(code));
+      loss[r] += half_d * ((t - q) * (t - q));
+      e[r] = w - q;
+      square[r] += (w - q) * (w - q);
+    }
+  }
+
+  // Grids of the groups that start in [lo, hi), from the weights as compensated for all blocks done. The working sums are
+  // not that compensation (they hold only what the next position needs); it is y with y U = sums, U unit upper, so
+  //   y_k = (sum_k - sum_{j > k, not done} L_jk y_j) / L_kk,   compensated_k = w_k + y_k.
+  void refit(int64_t lo, int64_t hi, int64_t from) {
+    const int64_t first_start = (p_.n - hi + item_.group_size - 1) / item_.group_size * item_.group_size;
+    if (first_start >= p_.n - lo) return;
+    const int64_t bottom = first_needed(lo, hi);
+    std::memcpy(compensated_.data(), column(sums_, bottom - from), static_cast<size_t>((hi - bottom) * rows_) * sizeof(T));
+    substitute(feedback_.as<T>(), compensated_.as<T>(), bottom, hi, [&](int64_t k, T* sum, T* feedback) {
+      const T inverse = T(1) / p_.factor[k * p_.n + k];
+      const T* w = column(tile_, k);
+      for (int64_t r = 0; r < rows_; ++r) {
+        const T y = sum[r] * inverse;
+        feedback[r] = -y;
+        sum[r] = w[r] + y;
+      }
+    });
+    for (int64_t start = first_start; start < p_.n - lo; start += item_.group_size) {
+      const int64_t end = std::min(start + item_.group_size, p_.n);
+      fit_group(start / item_.group_size, column(compensated_, p_.n - end - bottom), end - start);
+    }
+  }
+
+  void fit_group(int64_t group, const T* weights, int64_t count) {
+    for (int64_t r = 0; r < live_; ++r) {
+      const Grid<T> grid = fit_grid(weights + r, count, rows_, item_.grid);
+      column(scale_, group)[r] = grid.scale;
+      column(zero_, group)[r] = grid.zero;
+    }
+  }
+
+  // Back to rows, in original column order.
+  void store_codes() {
+    for (int64_t r0 = 0; r0 < live_; r0 += kRowUnit) {
+      const int64_t count = std::min(kRowUnit, live_ - r0);
+      uint8_t* out = item_.codes.as<uint8_t>() + (first_ + r0) * p_.n;
+      for (int64_t c = 0; c < p_.n; ++c) {
+        const uint8_t* codes = codes_.as<uint8_t>() + p_.position[c] * rows_ + r0;
+        for (int64_t r = 0; r < count; ++r) out[r * p_.n + c] = codes[r];
+      }
+    }
+  }
+
+  void store_results() {
+    std::copy_n(row_loss_.data(), live_, item_.row_loss.as<double>() + first_);
+    if (item_.row_error.data) std::copy_n(row_square_.data(), live_, item_.row_error.as<double>() + first_);
+    if (!item_.refit_grids) return;
+    for (int64_t r = 0; r < live_; ++r) {
+      for (int64_t g = 0; g < groups_; ++g) {
+        item_.scales.as<T>()[(first_ + r) * groups_ + g] = column(scale_, g)[r];
+        item_.zeros.as<T>()[(first_ + r) * groups_ + g] = column(zero_, g)[r];
+      }
+    }
+  }
+
+  const Problem<T>& p_;
+  const SweepItem& item_;
+  int64_t first_, live_, rows_, groups_;
+  T maxq_;
+  int64_t reach_;                      // positions a block may need sums of
+  Tensor tile_;                        // [n][rows]: weights of open positions, errors of solved ones
+  Tensor sums_;                        // [reach][rows]
+  Tensor scale_, zero_;                // [groups][rows]
+  Tensor loss_, square_;               // [rows], of the open block
+  Tensor codes_;                       // U8 [n][rows]
+  std::vector<double> row_loss_, row_square_;
+  Tensor compensated_, feedback_;      // [reach][rows], refit_grids only
+};
+
+void check_item(const SweepItem& item, int64_t n, DType dtype) {
+  const int64_t rows = item.weight.rows();
+  BITMILL_CHECK(item.weight.dtype == dtype && item.weight.cols() == n);
+  BITMILL_CHECK(item.scales.dtype == dtype && item.zeros.dtype == dtype && item.scales.shape == item.zeros.shape);
+  BITMILL_CHECK(item.scales.rows() == rows && item.codes.dtype == DType::kU8 && item.codes.shape == item.weight.shape);
+  BITMILL_CHECK(item.row_loss.dtype == DType::kF64 && item.row_loss.elements() == rows);
+  BITMILL_CHECK(item.column_group.dtype == DType::kI32 && item.column_group.elements() == n);
+  if (!item.refit_grids) return;
+  BITMILL_CHECK(item.group_size > 0 && item.scales.cols() == group_count(n, item.group_size));
+  BITMILL_CHECK(item.grid.bits == item.bits);
+}
+
+template <typename T>
+void sweep_all(TensorView factor, TensorView order, int64_t block_size, std::span<const SweepItem> items,
+               ThreadPool& pool) {
+  struct Tile {
+    const SweepItem* item;
+    int64_t first;
+  };
+  const int64_t n = factor.rows();
+  Problem<T> problem{factor.as<T>(), n, order.as<int32_t>(), std::vector<int32_t>(n), std::min(block_size, n)};
+  for (int64_t k = 0; k < n; ++k) problem.position[problem.order[k]] = static_cast<int32_t>(k);
+  std::vector<Tile> tiles;
+  for (const SweepItem& item : items) {
+    check_item(item, n, factor.dtype);
+    for (int64_t k = 0; item.refit_grids && k < n; ++k) {
+      item.column_group.as<int32_t>()[problem.order[k]] = static_cast<int32_t>((n - 1 - k) / item.group_size);
+    }
+    for (int64_t r = 0; r < item.weight.rows(); r += kTileRows) tiles.push_back({&item, r});
+  }
+  pool.parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t index, int) {
+    const Tile& tile = tiles[index];
+    TileSweep<T>(problem, *tile.item, tile.first, std::min(kTileRows, tile.item->weight.rows() - tile.first)).run();
+  });
+}
+
+}  // namespace
+
+void CpuBackend::sweep(TensorView factor, TensorView order, int64_t block_size, std::span<const SweepItem> items) {
+  BITMILL_CHECK(factor.shape.rank() == 2 && factor.rows() == factor.cols() && block_size > 0);
+  BITMILL_CHECK(order.dtype == DType::kI32 && order.elements() == factor.rows());
+  if (factor.dtype == DType::kF64) return sweep_all<double>(factor, order, block_size, items, pool_);
+  BITMILL_CHECK(factor.dtype == DType::kF32);
+  sweep_all<float>(factor, order, block_size, items, pool_);
+}
+
+}  // namespace bitmill

@@ -1,0 +1,120 @@
+#include "pipeline/memory.h"
+
+#include <algorithm>
+#include <bit>
+#include <cctype>
+#include <fstream>
+
+namespace bitmill {
+namespace {
+
+int64_t element_bytes(DType dtype) { return dtype_bits(dtype) / 8; }
+
+// Activation bytes of all micro-batches while cut `cut` is solved: residual stream plus stored carry (see MicroBatch).
+int64_t activation_bytes(const ModelSpec& spec, const PlanJob& job, const BlockSpec& block, size_t cut) {
+  const int64_t tokens = job.samples * job.length, c = element_bytes(job.compute);
+  const bool in_block = cut >= 2;          // after the first residual addition the stream is F32
+  const bool carries = cut % 2 == 1;       // o and down consume a stored carry
+  return tokens * (spec.hidden * (in_block ? 4 : c) + (carries ? block.cuts[cut].in * c : 0));
+}
+
+// Largest temporaries of one micro-batch while a cut's linears run.
+int64_t scratch_bytes(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const BlockSpec& block,
+                      size_t cut) {
+  const int64_t per_batch = std::max<int64_t>(1, options.run.microbatch_tokens / job.length) * job.length;
+  const int64_t tokens = std::min(per_batch, job.samples * job.length), c = element_bytes(job.compute);
+  int64_t outputs = 0;
+  for (int linear : block.cuts[cut].linears) outputs += block.linears[linear].out;
+  return tokens * (block.cuts[cut].in * c + outputs * 4 + spec.hidden * 4);
+}
+
+struct CutMemory {
+  int64_t weights = 0, codes = 0, prepared = 0, hessian = 0, factor = 0;
+};
+
+CutMemory cut_memory(const PlanJob& job, const BlockSpec& block, size_t cut) {
+  CutMemory m;
+  const int64_t n = block.cuts[cut].in;
+  for (int linear : block.cuts[cut].linears) {
+    const int64_t elements = block.linears[linear].out * n;
+    m.weights += elements * 4;
+    m.codes += elements;
+    m.prepared += elements * element_bytes(job.compute);
+  }
+  if (job.calibrated) {
+    m.hessian = hessian_elements(n) * 4;
+    m.factor = n * n * 4;
+  }
+  return m;
+}
+
+// Live partial sums while a Hessian is collected: the open lane, and one finished subtree per level of the lane tree.
+int64_t live_partials(int lanes) { return 2 + std::bit_width(static_cast<unsigned>(lanes)) - 1; }
+
+void consider(RankPlan& rank, const MemoryBytes& moment, const std::string& name) {
+  if (total(moment) <= total(rank.peak)) return;
+  rank.peak = moment;
+  rank.peak_at = name;
+}
+
+int64_t& slot(MemoryBytes& bytes, MemoryKind kind) { return bytes[static_cast<size_t>(kind)]; }
+
+}  // namespace
+
+void plan_memory(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const OutputFormat& format,
+                 const std::function<DType(const std::string&)>& dtypes, RankPlan& rank) {
+  const int64_t tokens = job.samples * job.length, c = element_bytes(job.compute);
+  if (rank.embeds) {
+    MemoryBytes moment{};
+    slot(moment, MemoryKind::kEmbedding) =
+        spec.embedding.shape.elements() * element_bytes(dtypes(spec.embedding.name));
+    if (job.calibrated) slot(moment, MemoryKind::kActivations) = tokens * spec.hidden * c;
+    consider(rank, moment, "embedding");
+  }
+  for (int64_t b = rank.blocks.first; b < rank.blocks.end; ++b) {
+    const BlockSpec& block = spec.blocks[b];
+    int64_t packed = 0;
+    for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
+      const CutMemory m = cut_memory(job, block, cut);
+      for (int linear : block.cuts[cut].linears)
+        for (const PackedSpec& tensor :
+             format.packed_specs(block.linears[linear], options.settings_for(block.linears[linear].module), spec.dtype))
+          packed += packed_bytes(tensor);
+      MemoryBytes solve{};
+      slot(solve, MemoryKind::kPacked) = packed;
+      slot(solve, MemoryKind::kWeights) = m.weights + m.codes + m.prepared;
+      slot(solve, MemoryKind::kHessians) = m.hessian;
+      slot(solve, MemoryKind::kFactor) = m.factor + m.weights;  // factor, and the sweep's working copy
+      if (job.calibrated) slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut);
+      consider(rank, solve, fmt::format("block {}, solve {}", b, block.cuts[cut].name));
+      if (!job.calibrated) continue;
+      MemoryBytes advance{};
+      slot(advance, MemoryKind::kPacked) = packed;
+      slot(advance, MemoryKind::kWeights) = m.prepared;
+      const bool last = cut + 1 == block.cuts.size();
+      const int64_t next = last ? 0 : hessian_elements(block.cuts[cut + 1].in) * 4;
+      slot(advance, MemoryKind::kHessians) = next * live_partials(options.run.reduction_lanes);
+      slot(advance, MemoryKind::kScratch) = scratch_bytes(options, spec, job, block, cut);
+      slot(advance, MemoryKind::kActivations) = activation_bytes(spec, job, block, last ? cut : cut + 1);
+      consider(rank, advance, fmt::format("block {}, run {}", b, block.cuts[cut].name));
+    }
+  }
+}
+
+int64_t host_memory_per_rank(int ranks_on_node) {
+  int64_t bytes = 0;
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string word; meminfo >> word;)
+    if (word == "MemTotal:") {
+      meminfo >> bytes;
+      bytes *= 1024;
+      break;
+    }
+  std::ifstream cgroup("/sys/fs/cgroup/memory.max");
+  std::string limit;
+  if (cgroup >> limit && !limit.empty() && std::isdigit(static_cast<unsigned char>(limit[0])))
+    bytes = std::min<int64_t>(bytes == 0 ? INT64_MAX : bytes, std::stoll(limit));
+  return bytes / std::max(1, ranks_on_node);
+}
+
+}  // namespace bitmill

@@ -1,0 +1,94 @@
+// Plan: what would run where. Pure arithmetic over the model's shapes; no MPI, no files, deterministic, testable for any
+// number of ranks.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "core/options.h"
+#include "formats/format.h"
+#include "models/family.h"
+#include "pipeline/calibration.h"
+#include "pipeline/partition.h"
+
+namespace bitmill {
+
+// The machine a plan is for.
+struct PlanMachine {
+  int ranks = 1;
+  int ranks_per_node = 1;
+  int64_t memory_per_rank = 0;  // bytes a rank may use; 0: unlimited
+  std::string memory_name;      // "host memory" or "device memory", for messages
+};
+
+// The shape of a job.
+struct PlanJob {
+  int64_t samples = 128, length = 2048;
+  DType compute = DType::kBF16;
+  bool calibrated = true;  // false: no module needs activations (rtn everywhere)
+  std::vector<PackedSpec> other;  // tensors the family does not know; copied as they are
+};
+
+// What lives in memory at a rank's worst moment.
+enum class MemoryKind { kActivations, kScratch, kWeights, kHessians, kFactor, kPacked, kEmbedding };
+constexpr int kMemoryKinds = 7;
+std::string_view memory_kind_name(MemoryKind kind);
+using MemoryBytes = std::array<int64_t, kMemoryKinds>;
+int64_t total(const MemoryBytes& bytes);
+
+struct RankPlan {
+  int rank = 0, node = 0;
+  BlockRange blocks;
+  bool embeds = false;  // first stage
+  bool last = false;    // writes final norm and head
+  double cost = 0;      // share of the whole work, 0..1
+  MemoryBytes peak{};   // by kind, at the moment of the largest sum
+  std::string peak_at;  // "block 3, solve gate_up"
+};
+
+// One file of tensors that one rank writes.
+struct ShardPlan {
+  std::string key;  // "embedding", "block-00003", "block-00003.part-2", "norm", "head", "other"
+  int rank = 0;
+  std::vector<PackedSpec> tensors;  // sorted by name
+  int64_t tensor_bytes = 0;
+};
+
+struct Plan {
+  PlanMachine machine;
+  PlanJob job;
+  std::vector<RankPlan> ranks;     // one per rank, idle ones too
+  std::vector<ShardPlan> shards;   // in final order
+  std::vector<std::string> files;  // names of the finished checkpoint's tensor files
+  int64_t source_bytes = 0;        // float tensors read
+  int64_t output_bytes = 0;        // tensors written
+  int64_t quantized_weights = 0;   // elements
+  double bits_per_weight = 0;      // of quantized linears, scales and zero points included
+  int64_t micro_batches = 0;
+  bool joined = false;             // everything fits one model.safetensors
+  std::vector<LoadWarning> load_warnings;
+  std::vector<std::string> notes;  // idle ranks and the like
+
+  int active_ranks() const;
+};
+
+// Throws kUsage for settings that cannot be stored (format.check on every linear), kDoesNotFit naming rank, kind and the
+// option that would help when a rank's peak exceeds the machine. `dtypes` gives the stored dtype of float tensors.
+Plan make_plan(const RunOptions& options, const ModelSpec& spec, const OutputFormat& format, const PlanMachine& machine,
+               const PlanJob& job, const std::function<DType(const std::string&)>& dtypes);
+
+// Checks every module's settings against algorithm and format and returns what each becomes. Throws kUsage.
+std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelSpec& spec, const OutputFormat& format);
+
+// Splits tensors (sorted by name) greedily into files of at most `limit` bytes; a larger tensor gets its own file.
+// Returns the index ranges [first, end).
+std::vector<std::pair<size_t, size_t>> cut_shards(const std::vector<PackedSpec>& tensors, int64_t limit);
+int64_t packed_bytes(const PackedSpec& spec);
+
+// Tables for people, and the same as JSON.
+std::string plan_text(const Plan& plan, const ModelSpec& spec);
+Json plan_json(const Plan& plan);
+
+}  // namespace bitmill

@@ -1,0 +1,79 @@
+// What a run tells: records of linears, phases and progress. Plain data; src/report makes files and tables of it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "algorithms/quantizer.h"
+#include "core/log.h"
+#include "io/json.h"
+
+namespace bitmill {
+
+// Where the wall time of a rank goes.
+enum class Phase { kRead, kForward, kHessian, kSolve, kPack, kWrite, kTransfer, kWait, kGather };
+constexpr int kPhases = 9;
+std::string_view phase_name(Phase phase);
+
+// Seconds per phase of one rank.
+using PhaseSeconds = std::array<double, kPhases>;
+
+// Adds the time between construction and destruction to one phase.
+class PhaseTimer {
+ public:
+  PhaseTimer(PhaseSeconds& seconds, Phase phase) : slot_(seconds[static_cast<size_t>(phase)]) {}
+  ~PhaseTimer() { slot_ += watch_.seconds(); }
+  PhaseTimer(const PhaseTimer&) = delete;
+
+ private:
+  double& slot_;
+  Stopwatch watch_;
+};
+
+// One finished linear.
+struct LinearEvent {
+  int64_t block = 0;
+  int rank = 0;
+  QuantizeRecord record;
+};
+
+// One finished block: packed, durable.
+struct BlockEvent {
+  int64_t block = 0;
+  int rank = 0;
+  int64_t bytes = 0;  // of its shards
+  double seconds = 0;
+};
+
+// What one rank has to say at the end.
+struct RankSummary {
+  int rank = 0;
+  std::string host;
+  int64_t first_block = 0, end_block = 0;
+  PhaseSeconds phases{};
+  int64_t peak_tensor_bytes = 0;    // of the tracked allocator
+  int64_t peak_resident_bytes = 0;  // of the process (VmHWM)
+};
+
+// Receives a run's events on rank 0, in order of arrival. The only way from pipeline to report.
+class RunObserver {
+ public:
+  virtual ~RunObserver() = default;
+  virtual void on_linear(const LinearEvent&) {}
+  virtual void on_block(const BlockEvent&) {}
+  // A step of the whole run began ("calibrate", "gather"), for status.json.
+  virtual void on_phase(const std::string&) {}
+};
+
+// Records travel from rank to rank as JSON text.
+std::string to_text(const LinearEvent& event);
+std::string to_text(const BlockEvent& event);
+std::string to_text(const RankSummary& summary);
+LinearEvent linear_event_from(const Json& json);
+BlockEvent block_event_from(const Json& json);
+RankSummary rank_summary_from(const Json& json);
+Json record_json(const QuantizeRecord& record);
+
+}  // namespace bitmill

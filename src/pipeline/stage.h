@@ -1,0 +1,69 @@
+// Stage: quantizes one block on one rank, segment by segment ("capture is propagation").
+//
+// Quantized mode: for each cut of the block: the Hessian of its input over all micro-batches, the solve, then the cut's
+// linears run once with their quantized weights, while the next cut's Hessian is already being summed:
+//
+//   collect(cut 0)  solve 0  advance 0 + collect 1  solve 1  advance 1 + collect 2  ...  advance last
+//
+// quantize.true_sequential=false: one float forward of the whole block collects all Hessians, then all cuts are solved and
+// the block runs a second time with quantized weights.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/options.h"
+#include "pipeline/calibration.h"
+#include "pipeline/loader.h"
+#include "pipeline/records.h"
+
+namespace bitmill {
+
+// Micro-batches of this rank between two blocks, with their lanes.
+struct Activations {
+  std::vector<BatchRange> ranges;
+  std::vector<MicroBatch> batches;
+};
+
+// What a block becomes: tensors for its shard.
+struct PackedBlock {
+  std::vector<NamedTensor> tensors;
+  std::vector<QuantizeRecord> records;
+  bool failed = false;  // some module met on_failed=fail
+};
+
+class Stage {
+ public:
+  // All references outlive the stage. `on_record` is called once per finished linear.
+  Stage(const RunOptions& options, const ModelSource& source, const OutputFormat& format, Backend& backend,
+        PhaseSeconds& phases, std::function<void(const QuantizeRecord&)> on_record);
+
+  // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output.
+  PackedBlock run(int64_t index, const BlockGraph* graph, Activations& activations);
+
+ private:
+  struct Work;  // state of the block being quantized
+  Hessian collect(Work& work, int cut);
+  void collect_whole_block(Work& work);
+  void solve(Work& work, int cut, const Hessian* hessian);
+  void advance(Work& work, int cut, HessianAccumulator* next);
+  std::vector<QuantizeResult> quantize_group(Work& work, const std::vector<int>& linears, const Hessian* hessian);
+  void keep(Work& work, int linear, QuantizeResult result);
+  void keep_float(Work& work, int linear);
+  void add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range, HessianAccumulator& sum);
+  bool needs_hessian(const BlockSpec& block, int cut) const;
+
+  const RunOptions& options_;
+  const ModelSource& source_;
+  const OutputFormat& format_;
+  Backend& backend_;
+  PhaseSeconds& phases_;
+  std::function<void(const QuantizeRecord&)> on_record_;
+};
+
+// Does any module of the model need calibration data with these options?
+bool needs_calibration(const RunOptions& options, const ModelSpec& spec);
+
+}  // namespace bitmill

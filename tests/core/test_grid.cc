@@ -1,0 +1,147 @@
+// Grids small enough to check by hand. Every expected number below is worked out in its comment.
+#include "core/grid.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <vector>
+
+namespace bitmill {
+namespace {
+
+template <typename T>
+class GridTest : public ::testing::Test {};
+using Reals = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(GridTest, Reals);
+
+template <typename T>
+Grid<T> fit(const std::vector<T>& w, GridOptions options) {
+  return fit_grid(w.data(), static_cast<int64_t>(w.size()), 1, options);
+}
+
+template <typename T>
+std::vector<T> codes(const std::vector<T>& w, Grid<T> grid, int bits) {
+  std::vector<T> out;
+  for (T value : w) out.push_back(to_code(value, grid, T((1 << bits) - 1)));
+  return out;
+}
+
+GridOptions exact(int bits, bool symmetric) {
+  return {.bits = bits, .symmetric = symmetric, .mse = false, .scale_dtype = DType::kF64};
+}
+
+// Range [-3, 3], 4 steps of... maxq = 3: scale 6/3 = 2, zero 2. -3/2 = -1.5 -> -2 (even) -> 0; 1/2
+// -> 0 (even) -> 2; 3/2 -> 2 -> clamped 3.
+TYPED_TEST(GridTest, SymmetricTwoBits) {
+  using T = TypeParam;
+  const std::vector<T> w{-3, 0, 1, 3};
+  const Grid<T> grid = fit(w, exact(2, true));
+  EXPECT_EQ(grid.scale, T(2));
+  EXPECT_EQ(grid.zero, T(2));
+  EXPECT_EQ(codes(w, grid, 2), (std::vector<T>{0, 2, 2, 3}));
+  EXPECT_EQ(from_code(T(0), grid), T(-4));
+  EXPECT_EQ(from_code(T(3), grid), T(2));
+}
+
+// Range [-1, 2]: scale 3/3 = 1, zero 1.
+TYPED_TEST(GridTest, AsymmetricTwoBits) {
+  using T = TypeParam;
+  const std::vector<T> w{-1, T(0.5), T(1.5), 2, T(0.25)};
+  const Grid<T> grid = fit(w, exact(2, false));
+  EXPECT_EQ(grid.scale, T(1));
+  EXPECT_EQ(grid.zero, T(1));
+  EXPECT_EQ(codes(w, grid, 2), (std::vector<T>{0, 1, 3, 3, 1}));
+}
+
+// A group of one sign: the asymmetric range still starts at 0, the symmetric one is mirrored.
+TYPED_TEST(GridTest, OneSign) {
+  using T = TypeParam;
+  const std::vector<T> positive{3, 6}, negative{-3, -6};
+  EXPECT_EQ(fit(positive, exact(2, false)).scale, T(2));
+  EXPECT_EQ(fit(positive, exact(2, false)).zero, T(0));
+  EXPECT_EQ(fit(negative, exact(2, false)).zero, T(3));
+  EXPECT_EQ(fit(positive, exact(2, true)).scale, T(4));
+  EXPECT_EQ(fit(negative, exact(2, true)).scale, T(4));
+}
+
+// An all-zero group: range [-1, 1], scale 2/maxq in the stored type, the middle zero point, value
+// exactly 0.
+TYPED_TEST(GridTest, AllZeroGroupHasTheMiddleZeroPoint) {
+  using T = TypeParam;
+  const std::vector<T> w(8, T(0));
+  for (int bits = 2; bits <= 8; ++bits)
+    for (bool symmetric : {true, false})
+      for (bool mse : {true, false})
+        for (DType stored : {DType::kF16, DType::kBF16, DType::kF32, DType::kF64}) {
+          const GridOptions options{bits, symmetric, mse, stored};
+          const Grid<T> grid = fit(w, options);
+          ASSERT_EQ(grid.zero, T(1 << (bits - 1)))
+              << bits << symmetric << mse << dtype_name(stored);
+          ASSERT_EQ(grid.scale, stored_scale(T(2) / T((1 << bits) - 1), stored));
+          ASSERT_EQ(from_code(to_code(T(0), grid, T((1 << bits) - 1)), grid), T(0));
+        }
+}
+
+TYPED_TEST(GridTest, StrideSkipsOtherColumns) {
+  using T = TypeParam;
+  const std::vector<T> w{-1, 100, 2, -100, T(0.5), 7};
+  const Grid<T> grid = fit_grid(w.data(), 3, 2, exact(2, false));
+  EXPECT_EQ(grid.scale, T(1));
+  EXPECT_EQ(grid.zero, T(1));
+}
+
+// The scale is stored first, the zero point follows from what is stored: 2^-20 is not a multiple of
+// anything special, so use a range whose scale underflows half: 3 * 2^-26 / 3 = 2^-26 -> 0 ->
+// 2^-14, hence zero = rint(2^-26 / 2^-14) = 0.
+TYPED_TEST(GridTest, UnderflowingScaleBecomesTheSmallestNormal) {
+  using T = TypeParam;
+  const std::vector<T> w{T(-0x1p-26), T(0x1p-25)};
+  const Grid<T> grid =
+      fit(w, {.bits = 2, .symmetric = false, .mse = false, .scale_dtype = DType::kF16});
+  EXPECT_EQ(grid.scale, T(0x1p-14));
+  EXPECT_EQ(grid.zero, T(0));
+  EXPECT_EQ(stored_scale(T(0), DType::kBF16), T(0x1p-126));
+  EXPECT_EQ(stored_scale(T(1e6), DType::kF16), std::numeric_limits<T>::infinity());
+  EXPECT_EQ(stored_scale(T(1.00390625), DType::kBF16), T(1)) << "a tie in bf16";
+  EXPECT_EQ(stored_scale(T(0.5), DType::kF64), T(0.5));
+}
+
+// Symmetric, one bit pattern worth checking: 2 bits, w = {-1, 1, 1, 1}, values -2s, -s, 0, s.
+// Unshrunk s = 2/3 gives -1 -> -1.5 -> -2 -> -4/3 and 1 -> 1.5 -> 2, clamped to 1 -> 2/3, each off
+// by 1/3. No p below 1 lowers the error, as 1 stays clamped to p * 2/3; so candidate 0 wins.
+TYPED_TEST(GridTest, MseKeepsTheFullRangeWhereShrinkingHurts) {
+  using T = TypeParam;
+  const std::vector<T> w{-1, 1, 1, 1};
+  GridOptions options = exact(2, true);
+  options.mse = true;
+  EXPECT_EQ(fit(w, options).scale, fit(w, exact(2, true)).scale);
+}
+
+// Asymmetric 2 bits: 200 weights at 0.5 and one at 3. The full range has scale 1, where 0.5 rounds
+// to 0 and costs 200 * 0.5^2.4 = 37.9. At p = 0.5 the scale is 0.5, 0.5 is exact, and 3 is clamped
+// to 1.5: 1.5^2.4 = 2.65. A further shrink moves 0.5 and 3 both the wrong way, a smaller one leaves
+// 200 * (0.5 - p)^2.4 > 0 and gains at most 1.5^2.4 - (3 - 3p)^2.4: at p = 0.51 that is 200 *
+// 0.01^2.4 = 0.0032 against 2.65 - 2.52 = 0.13, so a larger p wins. Near the minimum 200 * (p -
+// 0.5)^2.4 + (3 - 3p)^2.4 over p = 0.50 .. 0.60: 2.646, 2.523, 2.416, 2.326, 2.256, 2.209,
+// 2.192, 2.210, 2.268: p = 0.56.
+TYPED_TEST(GridTest, MseTradesTheOutlierForTheRest) {
+  using T = TypeParam;
+  std::vector<T> w(200, T(0.5));
+  w.push_back(3);
+  GridOptions options = exact(2, false);
+  options.mse = true;
+  EXPECT_NEAR(fit(w, options).scale, 0.56, 1e-6);
+  EXPECT_EQ(fit(w, options).zero, T(0));
+}
+
+// All candidates that code exactly are equal; the first of equals is the unshrunk one.
+TYPED_TEST(GridTest, MseTakesTheFirstOfEquals) {
+  using T = TypeParam;
+  const std::vector<T> w{0, 3};  // scale 1: exact
+  GridOptions options = exact(2, false);
+  options.mse = true;
+  EXPECT_EQ(fit(w, options).scale, T(1));
+}
+
+}  // namespace
+}  // namespace bitmill

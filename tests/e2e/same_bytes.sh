@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The bytes of a checkpoint depend on nothing but the job: not on the number of ranks, not on threads.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# compare NAME "RANKS THREADS ..." OPTION...: all runs equal the first; 0 ranks is a run without a launcher.
+compare() {
+  local name="$1" runs="$2" first="" count threads out
+  shift 2
+  for run in $runs; do
+    count="${run%x*}"
+    threads="${run#*x}"
+    out="$work/$name-$run"
+    must "$count" quantize "${demo[@]}" --output.path="$out" --run.threads="$threads" "$@" || continue
+    checkpoint_hash "$out" >"$out.hash"
+    if [ -z "$first" ]; then
+      first="$out"
+      grep -q model.safetensors "$out.hash" || complain "$name: $out holds no model.safetensors"
+    elif ! diff "$first.hash" "$out.hash" >"$work/difference"; then
+      complain "$name: ranks x threads $run gives other bytes than ${first##*-}:"
+      cat "$work/difference"
+    fi
+  done
+}
+
+compare symmetric "0x1 1x2 1x3 2x1 2x3 3x2 5x1 6x1"
+compare asymmetric "1x1 2x2 3x3 5x2" --quantize.bits=3 --quantize.group_size=64 --quantize.symmetric=false \
+  --output.format=gptq_v2
+# Many small shards instead of one file: the cuts must not depend on ranks either.
+compare shards "1x1 3x1" --output.shard_size=500KB --output.format=compressed-tensors
+
+# Six ranks for four blocks: the plan says who has nothing to do.
+must 0 plan configs/demo.cfg --output.path="$work/none" --ranks=6
+grep -qiE "idle" "$work/must.log" || { complain "the plan of 6 ranks for 4 blocks names no idle rank"; cat "$work/must.log"; }
+
+finish

@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Files for the end-to-end tests, with nothing but the standard library.
+
+  tools.py tokens FILE --vocab V [--samples N] [--length L] [--kind good|float|rank1|outside|empty]
+  tools.py damage KIND SOURCE TARGET    copies a checkpoint and breaks it in one way (tools.py damage list)
+  tools.py keys FILE KEY ...            fails unless the JSON file holds every KEY (a.b looks inside)
+  tools.py get FILE KEY                 prints one value of a JSON file
+  tools.py close A B RELATIVE           fails unless |A/B - 1| <= RELATIVE"""
+import json
+import pathlib
+import random
+import shutil
+import struct
+import sys
+
+
+def read(path):
+    """safetensors -> (header, buffer)"""
+    raw = pathlib.Path(path).read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8:8 + size]), raw[8 + size:]
+
+
+def write(path, header, buffer, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + buffer)
+
+
+def tokens(file, vocab, samples, length, kind):
+    source = random.Random(7)
+    # Skewed like text: small ids are frequent.
+    ids = [min(vocab - 1, int(vocab * source.random() ** 2)) for _ in range(samples * length)]
+    dtype, code, shape = "I32", "i", [samples, length]
+    if kind == "float":
+        dtype, code = "F32", "f"
+    elif kind == "rank1":
+        shape = [samples * length]
+    elif kind == "outside":
+        ids[length + 3] = vocab
+    data = struct.pack(f"<{len(ids)}{code}", *ids)
+    name = "something_else" if kind == "empty" else "input_ids"
+    write(file, {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}, data)
+
+
+class Damage:
+    """One method per way to break a checkpoint directory; each gets a fresh copy."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.model = folder / "model.safetensors"
+
+    def edit_config(self, change):
+        path = self.folder / "config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config, indent=2))
+
+    def edit_header(self, change):
+        header, buffer = read(self.model)
+        change(header)
+        write(self.model, header, buffer)
+
+    def split(self, shard_of_first="model-00001-of-00002.safetensors"):
+        """Two shards and an index; `shard_of_first` is what the index says about the first tensor."""
+        header, buffer = read(self.model)
+        names = sorted(n for n in header if n != "__metadata__")
+        middle, index = len(names) // 2, {}
+        for number, part in ((1, names[:middle]), (2, names[middle:])):
+            file, entries, data = f"model-0000{number}-of-00002.safetensors", {}, b""
+            for name in part:
+                begin, end = header[name]["data_offsets"]
+                entries[name] = dict(header[name], data_offsets=[len(data), len(data) + end - begin])
+                data += buffer[begin:end]
+                index[name] = file
+            write(self.folder / file, entries, data)
+        self.model.unlink()
+        index[names[0]] = shard_of_first
+        text = {"metadata": {"total_size": len(buffer)}, "weight_map": index}
+        (self.folder / "model.safetensors.index.json").write_text(json.dumps(text))
+
+    def no_config(self):
+        (self.folder / "config.json").unlink()
+
+    def no_weights(self):
+        self.model.unlink()
+
+    def config_not_json(self):
+        (self.folder / "config.json").write_text('{"model_type": "llama",')
+
+    def truncated(self):
+        self.model.write_bytes(self.model.read_bytes()[:-1000])
+
+    def truncated_shard(self):
+        self.split()
+        shard = self.folder / "model-00002-of-00002.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-2])
+
+    def header_length(self):
+        raw = self.model.read_bytes()
+        self.model.write_bytes(struct.pack("<Q", len(raw) * 2) + raw[8:])
+
+    def overlap(self):
+        def change(header):
+            name = "model.layers.1.self_attn.q_proj.weight"
+            begin, end = header["model.layers.0.self_attn.q_proj.weight"]["data_offsets"]
+            header[name]["data_offsets"] = [begin, end]
+        self.edit_header(change)
+
+    def out_of_range(self):
+        def change(header):
+            entry = max((e for n, e in header.items() if n != "__metadata__"), key=lambda e: e["data_offsets"][1])
+            entry["data_offsets"] = [o + 4096 for o in entry["data_offsets"]]
+        self.edit_header(change)
+
+    def duplicate(self):
+        header, buffer = read(self.model)
+        text = json.dumps(header)
+        entry = json.dumps(header["model.norm.weight"])
+        text = text[:-1] + f', "model.norm.weight": {entry}}}'
+        write(self.model, text.encode(), buffer)
+
+    def index_escapes(self):
+        shutil.copy(self.model, self.folder.parent / "elsewhere.safetensors")
+        self.split(shard_of_first="../elsewhere.safetensors")
+
+    def missing_tensor(self):
+        def change(header):
+            header["model.layers.1.mlp.gate_proj.weight.gone"] = header.pop("model.layers.1.mlp.gate_proj.weight")
+        self.edit_header(change)
+
+    def wrong_shape(self):
+        self.edit_config(lambda c: c.update(intermediate_size=c["intermediate_size"] * 2))
+
+    def unknown_family(self):
+        self.edit_config(lambda c: c.update(model_type="perceptron", architectures=["PerceptronForCausalLM"]))
+
+    def integer_weight(self):
+        self.edit_header(lambda h: h["model.layers.0.mlp.up_proj.weight"].update(dtype="I16"))
+
+    def unknown_dtype(self):
+        self.edit_header(lambda h: h["model.layers.0.mlp.up_proj.weight"].update(dtype="Q4"))
+
+    def nan(self):
+        header, buffer = read(self.model)
+        begin = header["model.layers.1.mlp.down_proj.weight"]["data_offsets"][0]
+        nan = b"\xc0\x7f"  # bfloat16
+        write(self.model, header, buffer[:begin + 10] + nan + buffer[begin + 12:])
+
+
+KINDS = [name for name in vars(Damage) if not name.startswith("_") and name not in ("edit_config", "edit_header", "split")]
+
+
+def inside(value, key):
+    for part in key.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
+
+
+def option(words, name, default):
+    return type(default)(words[words.index(name) + 1]) if name in words else default
+
+
+def main():
+    command, *words = sys.argv[1:]
+    if command == "tokens":
+        tokens(words[0], option(words, "--vocab", 512), option(words, "--samples", 4), option(words, "--length", 32),
+               option(words, "--kind", "good"))
+    elif command == "damage" and words == ["list"]:
+        print("\n".join(KINDS))
+    elif command == "damage":
+        kind, source, target = words[0], pathlib.Path(words[1]), pathlib.Path(words[2])
+        target.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(source / name, target / name)
+        getattr(Damage(target), kind)()
+    elif command == "keys":
+        value = json.loads(pathlib.Path(words[0]).read_text())
+        for key in words[1:]:
+            try:
+                inside(value, key)
+            except (KeyError, IndexError, ValueError, TypeError):
+                sys.exit(f"{words[0]} has no {key}; it holds {sorted(value) if isinstance(value, dict) else value}")
+    elif command == "get":
+        print(inside(json.loads(pathlib.Path(words[0]).read_text()), words[1]))
+    elif command == "close":
+        a, b, relative = map(float, words)
+        if not abs(a / b - 1) <= relative:
+            sys.exit(f"{a} and {b} differ by {abs(a / b - 1):.4g}, more than {relative}")
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Do the programs that people use load what bitmill writes, and compute the same with it? Opt-in, because it needs Python
+# packages of several GB: BITMILL_INTEROP=1 makes them on first use under $BITMILL_INTEROP_VENVS (default: the build folder).
+if [ "${BITMILL_INTEROP:-0}" != 1 ]; then
+  echo "SKIPPED: loads outputs with transformers, compressed-tensors and GPTQModel; run it with launch/test.sh --interop"
+  exit 77
+fi
+source "$(dirname "${BASH_SOURCE[0]}")/../e2e/common.sh"
+interop="$root/tests/interop"
+venvs="${BITMILL_INTEROP_VENVS:-${BITMILL_BINARY_DIR:-$root/build/cpu-release}/interop}"
+tokens=configs/demo/eval-demo.safetensors
+windows=16
+
+# environment NAME [OTHER]: makes the environment; the second one uses the first one's torch through a .pth file.
+environment() {
+  local folder="$venvs/$1" wants="$interop/requirements-$1.txt"
+  if ! cmp -s "$wants" "$folder/done.txt"; then
+    echo "making $folder"
+    python3 -m venv "$folder" || return 1
+    if [ $# -gt 1 ]; then
+      ls -d "$venvs/$2"/lib/python3*/site-packages >"$(ls -d "$folder"/lib/python3*/site-packages)/zz-shared.pth"
+    fi
+    "$folder/bin/pip" install --quiet --disable-pip-version-check -r "$wants" && cp "$wants" "$folder/done.txt"
+  fi
+}
+environment transformers && environment gptqmodel transformers || { echo "cannot make the Python environments"; exit 1; }
+
+# client NAME ENVIRONMENT SCRIPT ARGUMENT...: runs one client; its perplexity is that of bitmill within 0.5%.
+client() {
+  local name="$1" python="$venvs/$2/bin/python" script="$3" line
+  shift 3
+  line="$("$python" "$interop/$script" "$@" 2>"$work/client.log")" || complain "$script $*: $(tail -n 3 "$work/client.log")"
+  echo "$name: $line"
+  [ "$script" != read_numpy.py ] || return 0
+  echo "$line" >"$work/client.json"
+  python3 "$tools" close "$(python3 "$tools" get "$work/client.json" perplexity)" \
+    "$(python3 "$tools" get "$work/$name.json" perplexity)" 0.005 || complain "$name: other perplexity than bitmill eval"
+}
+
+# output NAME OPTION...: quantizes the demo and measures it with bitmill.
+output() {
+  local name="$1"
+  shift
+  must 2 quantize "${demo[@]}" --output.path="$work/$name" "$@" &&
+    must 0 eval "${demo[@]}" --model.path="$work/$name" --evaluate.samples="$windows" --run.compute=float32 --json="$work/$name.json" &&
+    echo "$name: bitmill $(cat "$work/$name.json")" &&
+    client "$name" transformers read_numpy.py "$work/$name" configs/demo/model --bound "$bound"
+}
+same() { client "$1" "$2" "$3" "$work/$1" "$tokens" --windows "$windows" "${@:4}"; }
+
+must 0 eval "${demo[@]}" --evaluate.samples="$windows" --run.compute=float32 --json="$work/float.json"
+client float transformers load_transformers.py configs/demo/model "$tokens" --windows "$windows" --mode dense
+
+bound=0.15
+output ct4 --output.format=compressed-tensors && {
+  same ct4 transformers load_transformers.py --mode decompress
+  same ct4 transformers load_transformers.py --mode compressed
+}
+output ct4a --output.format=compressed-tensors --quantize.symmetric=false && same ct4a transformers load_transformers.py
+output gptq4 --output.format=gptq && {
+  same gptq4 gptqmodel load_gptqmodel.py
+  same gptq4 gptqmodel load_gptqmodel.py --loader transformers
+}
+bound=0.35
+output gptq3a --output.format=gptq_v2 --quantize.bits=3 --quantize.symmetric=false && same gptq3a gptqmodel load_gptqmodel.py
+bound=0.01
+output gptq8 --output.format=gptq --quantize.bits=8 && same gptq8 gptqmodel load_gptqmodel.py
+output ct8 --output.format=compressed-tensors --quantize.bits=8 && same ct8 transformers load_transformers.py
+
+finish
