@@ -46,6 +46,6 @@ ratio = packed["perplexity"] / dense["perplexity"]
 print()
 print(f"perplexity   float {dense['perplexity']:.3f}   quantized {packed['perplexity']:.3f}   ({100 * (ratio - 1):+.2f}%)")
 print(f"checkpoint   float {before / 1e6:.2f} MB  quantized {after / 1e6:.2f} MB  (the embedding stays in float)")
-print(f"time         quantization {quantize['seconds']:.2f} s, build {build_seconds} s, everything {total_seconds} s")
+print(f"time         quantization {quantize['quantize_seconds']:.2f} s, build {build_seconds} s, everything {total_seconds} s")
 print("report       out/demo/bitmill/report.json, one line per linear in out/demo/bitmill/layers.csv")
 END

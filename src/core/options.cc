@@ -208,19 +208,17 @@ const ExtraOption* find_extra(const std::string& command, const std::string& nam
 }
 
 [[noreturn]] void refuse_unknown(const std::string& command, const std::string& name) {
-  std::vector<std::string> candidates{nearest_key(name)};
-  for (const ExtraOption& option : extra_options())
-    if (takes(command, option)) candidates.push_back(option.name);
+  std::string nearest = nearest_key(name);
   // A bare word like "bits" means quantize.bits unless an option of the command is as near.
   if (name.find('.') == std::string::npos) {
-    const std::string key = candidates.front();
-    candidates.front() = key.substr(key.find('.') + 1);
-    const std::string nearest = nearest_name(name, candidates);
-    fail(ExitCode::kUsage, "unknown option '--{}', the nearest known one is '--{}'", name,
-         nearest == candidates.front() ? key : nearest);
+    std::vector<std::string> candidates;
+    for (const ExtraOption& option : extra_options())
+      if (takes(command, option)) candidates.push_back(option.name);
+    candidates.push_back(nearest.substr(nearest.find('.') + 1));
+    const std::string best = nearest_name(name, candidates);
+    if (best != candidates.back()) nearest = best;
   }
-  fail(ExitCode::kUsage, "unknown option '--{}', the nearest known one is '--{}'", name,
-       candidates.front());
+  fail(ExitCode::kUsage, "unknown option '--{}', the nearest known one is '--{}'", name, nearest);
 }
 
 // The arguments after the command, one at a time.

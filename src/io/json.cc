@@ -112,6 +112,10 @@ std::string reason(const nlohmann::json::exception& error) {
 }  // namespace
 
 void JsonEvents::parse(std::string_view text) {
+  // The library takes a NUL for the end of the text and would never look at what follows.
+  if (const size_t nul = text.find('\0'); nul != std::string_view::npos)
+    fail(ExitCode::kInput, "{}: not valid JSON at byte {}: NUL character", where_,
+         base_ + static_cast<int64_t>(nul) + 1);
   const CountingIterator begin(text.data(), &position_), end(text.data() + text.size(), &position_);
   BITMILL_CHECK(Json::sax_parse(begin, end, this));  // every refusal throws
 }
@@ -142,12 +146,15 @@ Json parse_json(const std::string& text, const std::string& where) {
 std::string read_text_file(const std::string& path, int64_t limit) {
   const RangeReader file(path);
   if (file.file_bytes() > limit)
-    fail(ExitCode::kInput, "{}: has {} bytes, at most {} are allowed", path, file.file_bytes(), limit);
+    fail(ExitCode::kInput, "{}: has {} bytes, at most {} are allowed", path, file.file_bytes(),
+         limit);
   std::string text(static_cast<size_t>(file.file_bytes()), '\0');
   file.read(0, file.file_bytes(), text.data());
   return text;
 }
 
-Json read_json(const std::string& path, int64_t limit) { return parse_json(read_text_file(path, limit), path); }
+Json read_json(const std::string& path, int64_t limit) {
+  return parse_json(read_text_file(path, limit), path);
+}
 
 }  // namespace bitmill

@@ -11,12 +11,15 @@ ModelSource::ModelSource(Json config, Checkpoint checkpoint)
 
 ModelSource ModelSource::open(const std::string& directory) {
   ModelSource source(read_model_config(directory), Checkpoint::open(directory));
-  std::vector<std::string> packed;  // weights that exist only in packed form
+  PackedPredicate packed;
   if (source.format_ != nullptr)
-    for (const BlockSpec& block : source.spec_.blocks)
-      for (const LinearSpec& linear : block.linears)
-        if (source.format_->holds(source.checkpoint_, linear)) packed.push_back(linear.weight_name());
-  source.unknown_ = check_tensors(source.spec_, source.checkpoint_, packed);
+    packed = [&](const std::string& module) {
+      for (const BlockSpec& block : source.spec_.blocks)
+        for (const LinearSpec& linear : block.linears)
+          if (linear.module == module) return source.format_->holds(source.checkpoint_, linear);
+      return false;
+    };
+  source.unknown_ = packed ? check_tensors(source.spec_, source.checkpoint_, packed) : check_tensors(source.spec_, source.checkpoint_);
   return source;
 }
 

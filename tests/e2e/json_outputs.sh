@@ -7,13 +7,14 @@ out="$work/out"
 keys() { python3 "$tools" keys "$@" || complain "keys of $1"; }
 
 must 0 plan configs/demo.cfg --output.path="$out" --ranks=2 --json="$work/plan.json"
-keys "$work/plan.json" ranks.0.blocks ranks.0.peak_bytes files load_warnings
+keys "$work/plan.json" ranks.1.first_block ranks.1.end_block ranks.0.peak_bytes ranks.0.peak_by_kind shards.0.file files.0 \
+  load_warnings notes output_bytes bits_per_weight compute
 [ ! -e "$out" ] || complain "plan wrote into the output"
 
 must 2 quantize "${demo[@]}" --output.path="$out" --json="$work/quantize.json"
-keys "$work/quantize.json" seconds output
+keys "$work/quantize.json" state output seconds quantize_seconds source_bytes output_bytes bits_per_weight files.0 report
 must 2 eval "${demo[@]}" --model.path="$out" --evaluate.samples=4 --json="$work/eval.json"
-keys "$work/eval.json" perplexity nll tokens seconds
+keys "$work/eval.json" perplexity nll tokens seconds windows compute
 [ "$(python3 "$tools" get "$work/eval.json" tokens)" = 1020 ] || complain "4 windows of 256 have 1020 predictions"
 must 0 inspect "$out" --json="$work/inspect.json"
 keys "$work/inspect.json" family tensors
@@ -22,7 +23,7 @@ keys "$work/inspect-float.json" family tensors
 must 0 verify "$out" --json="$work/verify.json"
 keys "$work/verify.json" errors warnings
 must 0 doctor --json="$work/doctor.json"
-keys "$work/doctor.json" version
+keys "$work/doctor.json" build.version build.families build.formats ranks.0.threads findings.0.state ok
 
 # --dump-logits: a safetensors file of the stated shape.
 python3 "$tools" tokens "$work/few.safetensors" --vocab 1024 --samples 2 --length 16
@@ -38,17 +39,30 @@ assert len(buffer) == 2 * 16 * 1024 * 4, len(buffer)
 END
 
 # Records beside the checkpoint.
-keys "$out/bitmill/status.json" state
-keys "$out/bitmill/report.json" linears
+keys "$out/bitmill/status.json" state code rank host phase module message
+[ "$(python3 "$tools" get "$out/bitmill/status.json" state)" = complete ] || complain "status.json is not complete"
+keys "$out/bitmill/report.json" version config backend quantize_seconds bits_per_weight phases.forward.max \
+  ranks.1.peak_resident_bytes layers.27.module plan.files
 python3 - "$out/bitmill/layers.csv" <<'END' || complain "layers.csv"
 import csv, sys
 rows = list(csv.DictReader(open(sys.argv[1])))
 assert len(rows) == 28, f"{len(rows)} rows, expected 4 blocks x 7 linears"
-for column in ("module", "bits", "group_size", "method", "loss", "damp", "tokens", "seconds"):
+for column in ("block", "module", "method", "bits", "group_size", "loss", "error", "damp", "tokens", "seconds", "rank"):
     assert column in rows[0], f"no column {column} in {list(rows[0])}"
 assert {int(row["tokens"]) for row in rows} == {128 * 256}, "every linear saw all calibration tokens"
 END
-# A failure is recorded too.
-refused 3 "nowhere" 0 eval --model.path="$work/nowhere" --evaluate.tokens=configs/demo/eval-demo.safetensors
+# A failure is recorded too: a NaN in the last block is met when the first ones are done.
+python3 "$tools" damage nan tests/data/tiny-llama "$work/nan"
+python3 "$tools" tokens "$work/small.safetensors" --vocab 512
+for count in 0 2; do
+  refused 3 "down_proj" "$count" quantize --model.path="$work/nan" --calibration.tokens="$work/small.safetensors" \
+    --calibration.samples=4 --output.path="$work/failed-$count"
+  status="$work/failed-$count/bitmill/status.json"
+  if [ -e "$work/failed-$count" ]; then
+    keys "$status" state code message
+    [ "$(python3 "$tools" get "$status" state)" = failed ] || complain "ranks $count: status.json does not say failed"
+    [ "$(python3 "$tools" get "$status" code)" = 3 ] || complain "ranks $count: status.json does not say code 3"
+  fi
+done
 
 finish

@@ -40,7 +40,23 @@ done
 [ "$(ls -A "$work/foreign")" = config.json ] || complain "the foreign directory was touched: $(ls -A "$work/foreign")"
 cmp -s configs/demo/model/config.json "$work/foreign/config.json" || complain "the foreign config.json was changed"
 
-# An output must not be its own source.
-refused 2 "output\.path|model\.path" 0 quantize "${demo[@]}" --model.path="$out" --output.path="$out"
+# An output must not be its own source, and a quantized source is refused.
+cp -r configs/demo/model "$work/model"
+refused 2 "output\.path|model\.path" 0 quantize "${demo[@]}" --model.path="$work/model" --output.path="$work/model"
+diff -r configs/demo/model "$work/model" || complain "the source was changed"
+refused 3 "quantized" 0 quantize "${demo[@]}" --model.path="$out" --output.path="$work/again"
+
+# Other weights of the same shapes are another job.
+must 1 "${job[@]}" --model.path="$work/model" && ! grep -qi "nothing to do" "$work/must.log" &&
+  complain "the model's path makes another job of it"
+python3 - "$work/model/model.safetensors" <<'END'
+import os, sys
+with open(sys.argv[1], "r+b") as file:  # the last bytes of the last tensor, sign of one weight
+    file.seek(-1, os.SEEK_END)
+    last = file.read(1)[0]
+    file.seek(-1, os.SEEK_END)
+    file.write(bytes([last ^ 0x80]))
+END
+refused 2 "input\.model" 0 "${job[@]}" --model.path="$work/model"
 
 finish

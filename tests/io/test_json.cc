@@ -50,6 +50,8 @@ TEST(Json, RefusesWhatIsNotJson) {
   expect_refused("\"\xff\"", {"not valid JSON at byte 2"});
   expect_refused("[1e999]", {"not valid JSON"});
   expect_refused(std::string("[1]\0", 4), {"not valid JSON at byte 4"});
+  expect_refused(std::string("[1]\0[2]", 7), {"not valid JSON at byte 4"});
+  expect_refused(std::string("\0", 1), {"not valid JSON at byte 1"});
 }
 
 TEST(Json, ReadsWholeFilesUpToALimit) {

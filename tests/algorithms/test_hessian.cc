@@ -1,0 +1,96 @@
+// Hessian accumulation: hand values, and the fixed tree over lanes.
+#include <gtest/gtest.h>
+
+#include "algorithms/problem_data.h"
+
+namespace bitmill {
+namespace {
+
+using testing::bytes_of;
+using testing::random_inputs;
+
+class HessianTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<Backend> backend_ = make_backend({"cpu", DType::kF32, 1});
+
+  Tensor lane_sum(TensorView x, int64_t columns) {
+    Tensor sum = Tensor::zeros(DType::kF32, {hessian_elements(columns)});
+    backend_->hessian_update(x, sum);
+    return sum;
+  }
+};
+
+TEST_F(HessianTest, TwoByTwoByHand) {
+  Tensor x(DType::kF64, {3, 2});
+  const double values[] = {1, 2, 3, 4, -1, 0};
+  std::copy(values, values + 6, x.as<double>());
+  HessianAccumulator accumulator(2, DType::kF64, *backend_);
+  accumulator.add(x.view().slice(0, 1), 1, 0);
+  accumulator.add(x.view().slice(1, 3), 3, 4);
+  const Hessian hessian = accumulator.finish();
+  EXPECT_EQ(hessian.samples, 4);
+  EXPECT_EQ(hessian.tokens, 3);
+  EXPECT_EQ(hessian.factor(), 0.5);
+  Tensor diagonal(DType::kF64, {2});
+  backend_->hessian_diagonal(hessian.sum, 2, diagonal);
+  EXPECT_EQ(diagonal.as<double>()[0], 11);
+  EXPECT_EQ(diagonal.as<double>()[1], 20);
+  EXPECT_EQ(hessian.sum.as<double>()[2], 14);  // row 1, column 0 of the only tile
+}
+
+TEST_F(HessianTest, NoTokensIsALegalState) {
+  HessianAccumulator accumulator(16, DType::kF32, *backend_);
+  const Hessian hessian = accumulator.finish();
+  EXPECT_EQ(hessian.tokens, 0);
+  EXPECT_TRUE(hessian.sum.empty());
+  EXPECT_EQ(hessian.factor(), 0);
+}
+
+// Lanes 0, 1, 2, 3, 6 of 8: ((0+1) + (2+3)) + 6, whatever is missing beside 6.
+TEST_F(HessianTest, LanesFoldAsAFixedTree) {
+  const int64_t n = 40, tokens = 7;
+  const Tensor x = testing::to_type(random_inputs(5 * tokens, n, 1), DType::kF32);
+  const int lanes[] = {0, 1, 2, 3, 6};
+  HessianAccumulator accumulator(n, DType::kF32, *backend_);
+  std::vector<Tensor> sums;
+  for (int i = 0; i < 5; ++i) {
+    const TensorView part = x.view().slice(i * tokens, (i + 1) * tokens);
+    accumulator.add(part, 1, lanes[i]);
+    sums.push_back(lane_sum(part, n));
+  }
+  backend_->add(sums[0], sums[1]);
+  backend_->add(sums[2], sums[3]);
+  backend_->add(sums[0], sums[2]);
+  backend_->add(sums[0], sums[4]);
+  EXPECT_EQ(bytes_of(accumulator.finish().sum), bytes_of(sums[0]));
+}
+
+// Lanes 1, 2, 3: 1 meets the others at the top, so 2 + 3 come first.
+TEST_F(HessianTest, MissingLaneDoesNotChangeItsNeighboursPairs) {
+  const int64_t n = 24, tokens = 5;
+  const Tensor x = testing::to_type(random_inputs(3 * tokens, n, 2), DType::kF32);
+  HessianAccumulator accumulator(n, DType::kF32, *backend_);
+  std::vector<Tensor> sums;
+  for (int i = 0; i < 3; ++i) {
+    const TensorView part = x.view().slice(i * tokens, (i + 1) * tokens);
+    accumulator.add(part, 1, i + 1);
+    sums.push_back(lane_sum(part, n));
+  }
+  backend_->add(sums[1], sums[2]);
+  backend_->add(sums[0], sums[1]);
+  EXPECT_EQ(bytes_of(accumulator.finish().sum), bytes_of(sums[0]));
+}
+
+TEST_F(HessianTest, LivePartialSumsStayLogarithmic) {
+  const int64_t n = 256, bytes = hessian_elements(n) * 4;
+  const Tensor x = testing::to_type(random_inputs(2, n, 3), DType::kF32);
+  const int64_t before = HostAllocator::instance().current_bytes();
+  HessianAccumulator accumulator(n, DType::kF32, *backend_);
+  for (int lane = 0; lane < 64; ++lane) {
+    accumulator.add(x, 1, lane);
+    EXPECT_LE(HostAllocator::instance().current_bytes() - before, 7 * bytes) << "lane " << lane;
+  }
+}
+
+}  // namespace
+}  // namespace bitmill

@@ -1,0 +1,120 @@
+// The plan is arithmetic: its numbers are checked by hand for tests/data/tiny-llama (2 blocks, hidden 128, intermediate 256,
+// 4 heads of 32, 2 kv heads, vocabulary 512, untied, bf16).
+#include "pipeline/plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "io/checkpoint.h"
+#include "support/paths.h"
+
+namespace bitmill {
+namespace {
+using ::testing::HasSubstr;
+
+class PlanTest : public ::testing::Test {
+ protected:
+  PlanTest() {
+    const Json config = read_model_config(testing::source_path("tests/data/tiny-llama"));
+    spec_ = find_family(config).describe(config);
+    job_.samples = 4;
+    job_.length = 32;
+    machine_.memory_name = "host memory";
+  }
+  Plan plan(int ranks) {
+    machine_.ranks = machine_.ranks_per_node = ranks;
+    return make_plan(options_, spec_, find_format(options_.output.format), machine_, job_,
+                     [](const std::string&) { return DType::kBF16; });
+  }
+  RunOptions options_;
+  ModelSpec spec_;
+  PlanMachine machine_;
+  PlanJob job_;
+};
+
+// One block, 4 bits, group 128: linears with 128 columns store 64 bytes of codes, half a byte of zeros and 2 bytes of scale
+// per output row, plus 512 bytes of g_idx: 66.5 * (128+64+64+128+256+256) + 6 * 512 = 62656. down_proj [128, 256]:
+// 16384 + 128 + 512 + 1024 = 18048. Norms: 2 * 128 * 2 = 512. Together 81216.
+constexpr int64_t kBlockBytes = 62656 + 18048 + 512;
+constexpr int64_t kEmbeddingBytes = 512 * 128 * 2;
+
+TEST_F(PlanTest, BytesByHand) {
+  const Plan p = plan(1);
+  EXPECT_EQ(p.output_bytes, 2 * kBlockBytes + 2 * kEmbeddingBytes + 256);
+  EXPECT_EQ(p.quantized_weights, 2 * (896 * 128 + 128 * 256));
+  EXPECT_DOUBLE_EQ(p.bits_per_weight, 8.0 * 2 * (62656 + 18048) / (2.0 * (896 * 128 + 128 * 256)));
+  // Source: 2 bytes for every weight and norm.
+  EXPECT_EQ(p.source_bytes, 2 * (2 * (896 * 128 + 128 * 256) + 4 * 128 + 128 + 2 * 512 * 128));
+  EXPECT_TRUE(p.joined);
+  EXPECT_EQ(p.files, std::vector<std::string>{"model.safetensors"});
+}
+
+TEST_F(PlanTest, ShardsDependOnTheModelAloneNotOnRanks) {
+  options_.output.shard_size = 100000;
+  const Plan one = plan(1), two = plan(2);
+  ASSERT_EQ(one.shards.size(), 5u);  // embedding, two blocks, norm, head
+  EXPECT_EQ(one.files.front(), "model-00001-of-00005.safetensors");
+  ASSERT_EQ(two.shards.size(), one.shards.size());
+  for (size_t i = 0; i < one.shards.size(); ++i) {
+    EXPECT_EQ(one.shards[i].key, two.shards[i].key);
+    EXPECT_EQ(one.shards[i].tensor_bytes, two.shards[i].tensor_bytes);
+  }
+  EXPECT_EQ(two.shards[1].rank, 0);
+  EXPECT_EQ(two.shards[2].rank, 1);
+}
+
+TEST_F(PlanTest, ABlockAboveShardSizeIsCutInKeyOrder) {
+  options_.output.shard_size = 50000;
+  const Plan p = plan(1);
+  EXPECT_EQ(p.shards[0].key, "embedding");
+  EXPECT_EQ(p.shards[1].key, "block-00000.part-1");
+  EXPECT_EQ(p.shards[2].key, "block-00000.part-2");
+  EXPECT_LE(p.shards[1].tensor_bytes, 50000);
+  EXPECT_LT(p.shards[1].tensors.back().name, p.shards[2].tensors.front().name);
+}
+
+TEST_F(PlanTest, MoreRanksThanBlocksAreNamedIdle) {
+  const Plan p = plan(5);
+  EXPECT_EQ(p.active_ranks(), 2);
+  ASSERT_EQ(p.notes.size(), 1u);
+  EXPECT_THAT(p.notes[0], HasSubstr("3 of 5 ranks stay idle (ranks 2-4)"));
+  EXPECT_THAT(plan_text(p, spec_), HasSubstr("idle"));
+}
+
+TEST_F(PlanTest, RefusesWhatDoesNotFitAndSaysWhatHelps) {
+  machine_.memory_per_rank = 100000;
+  try {
+    plan(1);
+    FAIL() << "fits into 100 kB?";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kDoesNotFit);
+    EXPECT_THAT(error.what(), HasSubstr("rank 0 needs"));
+    EXPECT_THAT(error.what(), HasSubstr("host memory"));
+  }
+}
+
+TEST_F(PlanTest, ActivationsAreCountedByHand) {
+  job_.samples = 1000;  // large enough that activations decide
+  const Plan p = plan(1);
+  // Worst: after gate_up ran, the F32 residual stream and the bf16 carry of 256 channels live together.
+  const int64_t tokens = 1000 * 32;
+  EXPECT_EQ(p.ranks[0].peak[static_cast<size_t>(MemoryKind::kActivations)], tokens * (128 * 4 + 256 * 2));
+}
+
+TEST_F(PlanTest, SettingsThatCannotBeStoredAreRefused) {
+  options_.quantize.bits = 5;
+  EXPECT_THROW(plan(1), Error);
+  options_.quantize.bits = 4;
+  options_.quantize.group_size = 48;
+  EXPECT_THROW(plan(1), Error);
+}
+
+TEST_F(PlanTest, TextAndJsonHoldTheNumbers) {
+  const Plan p = plan(2);
+  EXPECT_EQ(plan_json(p).at("output_bytes"), p.output_bytes);
+  EXPECT_EQ(plan_json(p).at("ranks").size(), 2u);
+  EXPECT_THAT(plan_text(p, spec_), HasSubstr("model.safetensors"));
+}
+
+}  // namespace
+}  // namespace bitmill

@@ -1,0 +1,160 @@
+// One block, segment by segment, against the plain order of things: forward, Hessian, quantize.
+#include "pipeline/stage.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+#include "pipeline/forward.h"
+#include "support/paths.h"
+
+namespace bitmill {
+namespace {
+
+class StageTest : public ::testing::Test {
+ protected:
+  StageTest() : source_(ModelSource::open(testing::source_path("tests/data/tiny-llama"))) {
+    options_.quantize.group_size = 32;
+    options_.run.microbatch_tokens = 64;
+    options_.run.reduction_lanes = 4;
+    std::mt19937 random(3);
+    ids_ = Tensor(DType::kI32, {12, 16});
+    for (int64_t i = 0; i < ids_.elements(); ++i) ids_.as<int32_t>()[i] = static_cast<int32_t>(random() % 512);
+  }
+
+  Activations embedded(Backend& backend) {
+    Activations activations = make_activations(
+        plan_batches(12, 16, options_.run.reduction_lanes, options_.run.microbatch_tokens), 16);
+    embed_tokens(source_, ids_, activations, backend);
+    return activations;
+  }
+
+  PackedBlock run(Backend& backend, Activations& activations) {
+    PhaseSeconds phases{};
+    const Tensor rope = rope_table(source_.spec().rope, 16);
+    const auto graph = source_.family().graph(source_.spec(), 0, rope);
+    Stage stage(options_, source_, find_format("gptq"), backend, phases, [](const QuantizeRecord&) {});
+    return stage.run(0, graph.get(), activations);
+  }
+
+  static std::vector<char> bytes(const PackedBlock& block) {
+    std::vector<char> all;
+    for (const NamedTensor& t : block.tensors)
+      all.insert(all.end(), static_cast<char*>(t.data.data()), static_cast<char*>(t.data.data()) + t.data.bytes());
+    return all;
+  }
+
+  RunOptions options_;
+  ModelSource source_;
+  Tensor ids_;
+};
+
+TEST_F(StageTest, EveryLinearIsRecordedOnceWithAllTokens) {
+  const auto backend = make_backend({"cpu", DType::kF32, 2});
+  Activations activations = embedded(*backend);
+  const PackedBlock block = run(*backend, activations);
+  ASSERT_EQ(block.records.size(), 7u);
+  for (const QuantizeRecord& record : block.records) {
+    EXPECT_EQ(record.method, "gptq") << record.module;
+    EXPECT_EQ(record.tokens, 12 * 16) << record.module;
+    EXPECT_EQ(record.samples, 12) << record.module;
+    EXPECT_GT(record.relative_error, 0) << record.module;
+    EXPECT_LT(record.relative_error, 0.1) << record.module;
+  }
+  EXPECT_FALSE(block.failed);
+}
+
+// The block's output is what a reader of the packed tensors computes: propagation uses the dequantized weights.
+TEST_F(StageTest, OutputIsThatOfTheQuantizedBlock) {
+  const auto backend = make_backend({"cpu", DType::kF32, 1});
+  Activations activations = embedded(*backend), plain = embedded(*backend);
+  PhaseSeconds phases{};
+  const Tensor rope = rope_table(source_.spec().rope, 16);
+  const auto graph = source_.family().graph(source_.spec(), 0, rope);
+  const BlockSpec& spec = source_.spec().blocks[0];
+  const PackedBlock block = run(*backend, activations);
+
+  testing::TemporaryDirectory directory;
+  std::vector<NamedView> views;
+  for (const NamedTensor& tensor : block.tensors) views.push_back({tensor.name, tensor.data});
+  write_safetensors(directory.file("model.safetensors"), views);
+  const Checkpoint written = Checkpoint::open(directory.path());
+  const OutputFormat& format = find_format("gptq");
+  std::vector<ModuleChoice> modules;
+  for (const BlockSpec& b : source_.spec().blocks)
+    for (const LinearSpec& linear : b.linears) modules.push_back({linear.module, true, 4, 32, true});
+  const Json config = Json::parse(format.config(options_.quantize, modules).quantization_config.dump());
+  BlockWeights weights = source_.read_block_floats(spec, *backend);
+  for (size_t i = 0; i < spec.linears.size(); ++i) {
+    Tensor dense(DType::kF32, {spec.linears[i].out, spec.linears[i].in});
+    backend->dequantize(format.unpack(written, spec.linears[i], config), dense);
+    weights.set_linear(static_cast<int>(i), dense, *backend);
+  }
+  Tensor scratch;
+  for (size_t i = 0; i < plain.batches.size(); ++i) {
+    for (int cut = 0; cut < 4; ++cut) {
+      const TensorView x = graph->input(cut, weights, plain.batches[i], *backend, scratch);
+      graph->advance(cut, weights, x, plain.batches[i], *backend);
+    }
+    ASSERT_EQ(std::memcmp(plain.batches[i].hidden.data(), activations.batches[i].hidden.data(),
+                          static_cast<size_t>(plain.batches[i].hidden.bytes())), 0);
+  }
+}
+
+TEST_F(StageTest, ThreadsDoNotChangeABit) {
+  for (DType compute : {DType::kF32, DType::kBF16}) {
+    std::vector<char> first;
+    for (int threads : {1, 2, 3}) {
+      const auto backend = make_backend({"cpu", compute, threads});
+      Activations activations = embedded(*backend);
+      const std::vector<char> now = bytes(run(*backend, activations));
+      if (first.empty()) first = now;
+      EXPECT_EQ(now, first) << threads << " threads";
+    }
+  }
+}
+
+// With one float forward of the whole block the first cut sees the same inputs, the later ones do not.
+TEST_F(StageTest, TrueSequentialChangesOnlyLaterCuts) {
+  const auto backend = make_backend({"cpu", DType::kF32, 1});
+  Activations a = embedded(*backend), b = embedded(*backend);
+  const PackedBlock sequential = run(*backend, a);
+  options_.quantize.true_sequential = false;
+  const PackedBlock whole = run(*backend, b);
+  ASSERT_EQ(sequential.records.size(), whole.records.size());
+  for (size_t i = 0; i < whole.records.size(); ++i) {
+    const bool first_cut = i < 3;  // q, k, v
+    EXPECT_EQ(sequential.records[i].error == whole.records[i].error, first_cut) << whole.records[i].module;
+  }
+}
+
+TEST_F(StageTest, RulesSkipAndOverride) {
+  options_.quantize.rules.push_back({"", std::regex(".*v_proj"), {{"skip", "true"}}});
+  options_.quantize.rules.push_back({"", std::regex(".*down_proj"), {{"algorithm", "rtn"}, {"bits", "8"}}});
+  const auto backend = make_backend({"cpu", DType::kF32, 1});
+  Activations activations = embedded(*backend);
+  const PackedBlock block = run(*backend, activations);
+  EXPECT_EQ(block.records.size(), 6u);
+  bool float_v = false;
+  for (const NamedTensor& tensor : block.tensors) float_v |= tensor.name == "model.layers.0.self_attn.v_proj.weight";
+  EXPECT_TRUE(float_v);
+  for (const QuantizeRecord& record : block.records)
+    if (record.module.ends_with("down_proj")) {
+      EXPECT_EQ(record.method, "rtn");
+      EXPECT_EQ(record.bits, 8);
+    }
+}
+
+TEST_F(StageTest, RoundToNearestNeedsNoActivations) {
+  options_.quantize.algorithm = "rtn";
+  EXPECT_FALSE(needs_calibration(options_, source_.spec()));
+  const auto backend = make_backend({"cpu", DType::kF32, 1});
+  PhaseSeconds phases{};
+  Activations none;
+  Stage stage(options_, source_, find_format("gptq"), *backend, phases, [](const QuantizeRecord&) {});
+  EXPECT_EQ(stage.run(1, nullptr, none).records.size(), 7u);
+}
+
+}  // namespace
+}  // namespace bitmill
