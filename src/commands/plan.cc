@@ -1,6 +1,7 @@
 // bitmill plan: what would run where. Needs only a config.json; reads no weights, computes nothing.
 #include <filesystem>
 #include <iostream>
+#include <optional>
 
 #include "commands/command.h"
 #include "commands/job.h"
@@ -8,6 +9,7 @@
 #include "core/log.h"
 #include "io/tokens.h"
 #include "pipeline/memory.h"
+#include "pipeline/stage.h"
 
 namespace bitmill {
 namespace {

@@ -6,6 +6,7 @@
 #include "commands/session.h"
 #include "core/log.h"
 #include "io/tokens.h"
+#include "pipeline/stage.h"
 #include "report/report.h"
 
 namespace bitmill {
@@ -153,7 +154,10 @@ std::string result_json(const RunOptions& options, const Plan& plan, const RunFa
 // The part that computes. Throws; the caller records the failure in status.json.
 RunFacts work(const RunOptions& options, Session& session, Prepared& p, RunReport& report, const Stopwatch& watch,
               const OutputDirectory& output, Communicator& comm) {
-  RunFacts facts{options.output.path, effective_config(options, false), session.backend->description()};
+  RunFacts facts;
+  facts.output = options.output.path;
+  facts.effective_config = effective_config(options, false);
+  facts.backend = session.backend->description();
   facts.source_bytes = p.plan.source_bytes;
   facts.output_bytes = p.plan.output_bytes;
   if (options.run.verify_input == "full") together(comm, [&] { scan_inputs(session, p.plan.ranks[comm.rank()]); });

@@ -10,8 +10,8 @@
 namespace bitmill {
 namespace {
 
-void check_all(const std::string& directory, const std::string& against, Backend& backend, std::string& format_name,
-               VerifyReport& report) {
+void check_all(const std::string& directory, const std::string& against, Backend& backend,
+               std::string& format_name, VerifyReport& report) {
   const Json config = read_model_config(directory);
   const ModelSpec spec = find_family(config).describe(config);
   const OutputFormat* format = format_of(config);
@@ -27,18 +27,25 @@ void check_all(const std::string& directory, const std::string& against, Backend
     report.violations.push_back(error.what());
     return;
   }
-  const VerifyInput input{directory, config, spec, *checkpoint, format, source ? &*source : nullptr, backend};
+  const VerifyInput input{directory, config, spec, *checkpoint, format, source ? &*source : nullptr,
+                          backend};
   std::set<std::string> known;
   const std::vector<ModuleChoice> modules = check_linears(input, known, report);
-  if (format != nullptr && report.linears == 0) report.violation("no linear is packed although the config says {}", format_name);
+  if (format != nullptr && report.linears == 0)
+    report.violation("no linear is packed although the config says {}", format_name);
   check_floats(input, known, report);
   check_config(input, modules, report);
   if (!against.empty()) check_copied_files(directory, against, report);
 }
 
-Json json_of(const std::string& directory, const std::string& format, const VerifyReport& report, bool ok) {
-  Json json{{"directory", directory}, {"format", format}, {"ok", ok}, {"linears", report.linears},
-            {"violations", report.violations}, {"warnings", report.warnings}};
+Json json_of(const std::string& directory, const std::string& format, const VerifyReport& report,
+             bool ok) {
+  Json json{{"directory", directory},
+            {"format", format},
+            {"ok", ok},
+            {"linears", report.linears},
+            {"violations", report.violations},
+            {"warnings", report.warnings}};
   if (report.compared > 0) {
     json["compared"] = report.compared;
     json["error_mean"] = report.error_sum / static_cast<double>(report.compared);
@@ -48,16 +55,20 @@ Json json_of(const std::string& directory, const std::string& format, const Veri
   return json;
 }
 
-void print(const std::string& directory, const std::string& format, const VerifyReport& report, bool ok) {
+void print(const std::string& directory, const std::string& format, const VerifyReport& report,
+           bool ok) {
   for (const std::string& text : report.violations) std::cout << "violation: " << text << "\n";
   for (const std::string& text : report.warnings) std::cout << "warning: " << text << "\n";
-  std::cout << fmt::format("{}: {}, {} packed linears, {} violations, {} warnings: {}\n", directory, format, report.linears,
-                           report.violations.size(), report.warnings.size(), ok ? "ok" : "NOT OK");
+  std::cout << fmt::format("{}: {}, {} packed linears, {} violations, {} warnings: {}\n", directory,
+                           format, report.linears, report.violations.size(), report.warnings.size(),
+                           ok ? "ok" : "NOT OK");
   if (report.compared > 0)
-    std::cout << fmt::format("{} linears compared with the source: mean relative weight error {:.5f}, at most {:.2f} times "
-                             "rounding to nearest ({})\n",
-                             report.compared, report.error_sum / static_cast<double>(report.compared), report.worst_ratio,
-                             report.worst_module);
+    std::cout << fmt::format(
+        "{} linears compared with the source: mean relative weight error {:.5f}, at most {:.2f} "
+        "times "
+        "rounding to nearest ({})\n",
+        report.compared, report.error_sum / static_cast<double>(report.compared),
+        report.worst_ratio, report.worst_module);
 }
 
 }  // namespace

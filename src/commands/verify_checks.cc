@@ -13,7 +13,8 @@ namespace {
 std::vector<std::string> safetensors_in(const std::string& directory) {
   std::vector<std::string> names;
   for (const fs::directory_entry& entry : fs::directory_iterator(directory))
-    if (entry.path().extension() == ".safetensors") names.push_back(entry.path().filename().string());
+    if (entry.path().extension() == ".safetensors")
+      names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -26,26 +27,31 @@ void check_header(const std::string& path, int64_t& total, VerifyReport& report)
       total += entry.bytes;
       const int64_t alignment = std::clamp<int64_t>(dtype_bits(entry.dtype) / 8, 1, 8);
       if (entry.offset % alignment != 0)
-        report.violation("{}: tensor {} begins at byte {}, not aligned to its dtype {}", name, entry.name, entry.offset,
-                         dtype_name(entry.dtype));
+        report.violation("{}: tensor {} begins at byte {}, not aligned to its dtype {}", name,
+                         entry.name, entry.offset, dtype_name(entry.dtype));
     }
-    if (metadata["format"] != "pt") report.violation("{}: __metadata__ has no \"format\": \"pt\", loaders expect it", name);
+    if (metadata["format"] != "pt")
+      report.violation("{}: __metadata__ has no \"format\": \"pt\", loaders expect it", name);
   } catch (const Error& error) {
     report.violations.push_back(error.what());
   }
 }
 
 // The shards that the index names, in order.
-std::vector<std::string> check_index(const std::string& path, const Json& index, VerifyReport& report) {
-  if (!index.contains("metadata")) report.violation("{}: the key metadata is missing, transformers needs it", path);
+std::vector<std::string> check_index(const std::string& path, const Json& index,
+                                     VerifyReport& report) {
+  if (!index.contains("metadata"))
+    report.violation("{}: the key metadata is missing, transformers needs it", path);
   std::set<std::string> files;
   if (const auto map = index.find("weight_map"); map != index.end() && map->is_object())
     for (const Json& file : *map)
       if (file.is_string()) files.insert(file.get<std::string>());
   int64_t number = 0;
   for (const std::string& file : files) {
-    const std::string expected = fmt::format("model-{:05d}-of-{:05d}.safetensors", ++number, files.size());
-    if (file != expected) report.violation("{}: a shard is named {}, expected {}", path, file, expected);
+    const std::string expected =
+        fmt::format("model-{:05d}-of-{:05d}.safetensors", ++number, files.size());
+    if (file != expected)
+      report.violation("{}: a shard is named {}, expected {}", path, file, expected);
   }
   return {files.begin(), files.end()};
 }
@@ -57,8 +63,8 @@ Tensor to_f32(TensorView values) {
 }
 
 // sum (scale * (code - zero) - w)^2 over a linear.
-double squared_error(const float* w, const uint8_t* codes, const float* scales, const float* zeros, const int32_t* g_idx,
-                     const Shape& shape, int64_t groups) {
+double squared_error(const float* w, const uint8_t* codes, const float* scales, const float* zeros,
+                     const int32_t* g_idx, const Shape& shape, int64_t groups) {
   double sum = 0;
   for (int64_t o = 0; o < shape[0]; ++o)
     for (int64_t i = 0; i < shape[1]; ++i) {
@@ -82,29 +88,35 @@ double nearest_error(const Tensor& w, const QuantizedLinear& q, Backend& backend
   Tensor columns(DType::kI32, {w.cols()}), codes(DType::kU8, w.shape());
   for (int64_t i = 0; i < w.cols(); ++i)
     columns.as<int32_t>()[i] = q.group_size == -1 ? 0 : static_cast<int32_t>(i / q.group_size);
-  if (!backend.fit_grids(w, {q.bits, q.symmetric, false, DType::kF32}, q.group_size, scales, zeros)) return 0;
+  if (!backend.fit_grids(w, {q.bits, q.symmetric, false, DType::kF32}, q.group_size, scales, zeros))
+    return 0;
   backend.round_to_grid(w, scales, zeros, columns, q.bits, codes);
   backend.synchronize();
-  return squared_error(w.as<float>(), codes.as<uint8_t>(), scales.as<float>(), zeros.as<float>(), columns.as<int32_t>(),
-                       w.shape(), groups);
+  return squared_error(w.as<float>(), codes.as<uint8_t>(), scales.as<float>(), zeros.as<float>(),
+                       columns.as<int32_t>(), w.shape(), groups);
 }
 
-// The bound is 3 times rounding to nearest: a calibrated solver moves single weights further than rounding does, but a
-// wrong word order, zero point or group moves them by far more.
-void compare_linear(const VerifyInput& input, const LinearSpec& linear, const QuantizedLinear& q, VerifyReport& report) {
+// The bound is 3 times rounding to nearest: a calibrated solver moves single weights further than
+// rounding does, but a wrong word order, zero point or group moves them by far more.
+void compare_linear(const VerifyInput& input, const LinearSpec& linear, const QuantizedLinear& q,
+                    VerifyReport& report) {
   const TensorEntry* entry = input.source->find(linear.weight_name());
-  if (entry == nullptr || !(entry->shape == Shape({linear.out, linear.in})) || !is_source_float(entry->dtype))
-    return report.violation("{}: the source has no float tensor {} [{}, {}]", linear.module, linear.weight_name(),
-                            linear.out, linear.in);
+  if (entry == nullptr || !(entry->shape == Shape({linear.out, linear.in})) ||
+      !is_source_float(entry->dtype))
+    return report.violation("{}: the source has no float tensor {} [{}, {}]", linear.module,
+                            linear.weight_name(), linear.out, linear.in);
   const Tensor w = to_f32(input.source->read(linear.weight_name()));
   const Tensor scales = to_f32(q.scales);
   Tensor zeros(DType::kF32, q.zeros.shape());
   for (int64_t i = 0; i < zeros.elements(); ++i) zeros.as<float>()[i] = q.zeros.as<uint8_t>()[i];
   const double norm = std::max(squared_norm(w), 1e-60);
-  const double error = std::sqrt(squared_error(w.as<float>(), q.codes.as<uint8_t>(), scales.as<float>(),
-                                               zeros.as<float>(), q.g_idx.as<int32_t>(), w.shape(), q.groups()) / norm);
+  const double error =
+      std::sqrt(squared_error(w.as<float>(), q.codes.as<uint8_t>(), scales.as<float>(),
+                              zeros.as<float>(), q.g_idx.as<int32_t>(), w.shape(), q.groups()) /
+                norm);
   const double nearest = std::sqrt(nearest_error(w, q, input.backend) / norm);
-  const double limit = std::max(3 * nearest, 1e-6);  // weights that lie on the grid leave rounding no error at all
+  const double limit =
+      std::max(3 * nearest, 1e-6);  // weights that lie on the grid leave rounding no error at all
   ++report.compared;
   report.error_sum += error;
   if (const double ratio = error / std::max(nearest, 1e-12); ratio > report.worst_ratio) {
@@ -112,11 +124,13 @@ void compare_linear(const VerifyInput& input, const LinearSpec& linear, const Qu
     report.worst_module = linear.module;
   }
   if (!(error <= limit))
-    report.violation("{}: relative weight error {:.5f} is over {:.5f} (rounding to nearest gives {:.5f})", linear.module,
-                     error, limit, nearest);
+    report.violation(
+        "{}: relative weight error {:.5f} is over {:.5f} (rounding to nearest gives {:.5f})",
+        linear.module, error, limit, nearest);
 }
 
-void check_values(const LinearSpec& linear, const QuantizedLinear& q, bool scattered_allowed, VerifyReport& report) {
+void check_values(const LinearSpec& linear, const QuantizedLinear& q, bool scattered_allowed,
+                  VerifyReport& report) {
   const Tensor scales = to_f32(q.scales);
   const int middle = 1 << (q.bits - 1);
   int64_t bad_scales = 0, bad_zeros = 0, bad_groups = 0;
@@ -128,18 +142,23 @@ void check_values(const LinearSpec& linear, const QuantizedLinear& q, bool scatt
   const int64_t group_size = q.group_size == -1 ? q.in() : q.group_size;
   for (int64_t i = 0; i < q.in(); ++i) bad_groups += q.g_idx.as<int32_t>()[i] != i / group_size;
   if (bad_scales > 0)
-    report.violation("{}: {} of {} scales are not finite and positive", linear.module, bad_scales, scales.elements());
+    report.violation("{}: {} of {} scales are not finite and positive", linear.module, bad_scales,
+                     scales.elements());
   if (bad_zeros > 0)
-    report.violation("{}: {} of {} zero points are not {} although the config says symmetric (kernels then ignore them)",
-                     linear.module, bad_zeros, scales.elements(), middle);
+    report.violation(
+        "{}: {} of {} zero points are not {} although the config says symmetric (kernels then "
+        "ignore them)",
+        linear.module, bad_zeros, scales.elements(), middle);
   if (bad_groups > 0 && !scattered_allowed)
-    report.violation("{}: g_idx differs from column / group_size in {} columns although desc_act is false", linear.module,
-                     bad_groups);
+    report.violation(
+        "{}: g_idx differs from column / group_size in {} columns although desc_act is false",
+        linear.module, bad_groups);
 }
 
 // Names, dtypes and shapes of a packed linear; true when they all fit.
-bool check_packed_specs(const VerifyInput& input, const LinearSpec& linear, const ModuleChoice& choice, DType model_dtype,
-                        std::set<std::string>& known, VerifyReport& report) {
+bool check_packed_specs(const VerifyInput& input, const LinearSpec& linear,
+                        const ModuleChoice& choice, DType model_dtype, std::set<std::string>& known,
+                        VerifyReport& report) {
   QuantizeSettings settings;
   settings.bits = choice.bits;
   settings.group_size = choice.group_size;
@@ -149,10 +168,11 @@ bool check_packed_specs(const VerifyInput& input, const LinearSpec& linear, cons
     known.insert(spec.name);
     const TensorEntry* entry = input.checkpoint.find(spec.name);
     if (entry == nullptr)
-      report.violation("tensor {} is missing, expected {} {}", spec.name, dtype_name(spec.dtype), spec.shape.text());
+      report.violation("tensor {} is missing, expected {} {}", spec.name, dtype_name(spec.dtype),
+                       spec.shape.text());
     else if (entry->dtype != spec.dtype || !(entry->shape == spec.shape))
-      report.violation("tensor {} is {} {}, expected {} {}", spec.name, dtype_name(entry->dtype), entry->shape.text(),
-                       dtype_name(spec.dtype), spec.shape.text());
+      report.violation("tensor {} is {} {}, expected {} {}", spec.name, dtype_name(entry->dtype),
+                       entry->shape.text(), dtype_name(spec.dtype), spec.shape.text());
   }
   if (input.checkpoint.find(linear.weight_name()) != nullptr) {
     known.insert(linear.weight_name());
@@ -161,14 +181,17 @@ bool check_packed_specs(const VerifyInput& input, const LinearSpec& linear, cons
   return report.violations.size() == before;
 }
 
-// A bias may be stored in another float type than the source's: then it is the source's value rounded once.
+// A bias may be stored in another float type than the source's: then it is the source's value
+// rounded once.
 void check_bias(const VerifyInput& input, const LinearSpec& linear, VerifyReport& report) {
-  if (!linear.bias || input.source == nullptr || input.source->find(linear.bias_name()) == nullptr) return;
+  if (!linear.bias || input.source == nullptr || input.source->find(linear.bias_name()) == nullptr)
+    return;
   const Tensor stored = input.checkpoint.read(linear.bias_name());
   const Tensor source = input.source->read(linear.bias_name());
   Tensor expected(stored.dtype(), stored.shape());
   if (source.elements() == expected.elements()) convert(source, expected);
-  if (source.elements() != expected.elements() || std::memcmp(stored.data(), expected.data(), static_cast<size_t>(stored.bytes())) != 0)
+  if (source.elements() != expected.elements() ||
+      std::memcmp(stored.data(), expected.data(), static_cast<size_t>(stored.bytes())) != 0)
     report.violation("tensor {} differs from the source", linear.bias_name());
 }
 
@@ -192,31 +215,38 @@ ModuleChoice check_packed(const VerifyInput& input, const LinearSpec& linear, DT
 // Is `stored` what `source` holds, bit for bit?
 void compare_float(const VerifyInput& input, const TensorEntry& stored, VerifyReport& report) {
   const TensorEntry* source = input.source->find(stored.name);
-  if (source == nullptr) return report.violation("tensor {} is in neither the source nor the format", stored.name);
+  if (source == nullptr)
+    return report.violation("tensor {} is in neither the source nor the format", stored.name);
   if (source->dtype != stored.dtype || !(source->shape == stored.shape))
-    return report.violation("tensor {} is {} {}, in the source {} {}", stored.name, dtype_name(stored.dtype),
-                            stored.shape.text(), dtype_name(source->dtype), source->shape.text());
+    return report.violation("tensor {} is {} {}, in the source {} {}", stored.name,
+                            dtype_name(stored.dtype), stored.shape.text(),
+                            dtype_name(source->dtype), source->shape.text());
   constexpr int64_t kChunkBytes = int64_t{64} << 20;
   const int64_t rows = stored.shape.rank() > 0 ? stored.shape[0] : 0;
-  const int64_t step = std::max<int64_t>(1, rows > 0 ? kChunkBytes / std::max<int64_t>(1, stored.bytes / rows) : 1);
+  const int64_t step =
+      std::max<int64_t>(1, rows > 0 ? kChunkBytes / std::max<int64_t>(1, stored.bytes / rows) : 1);
   const auto differs = [&](const Tensor& a, const Tensor& b) {
     return std::memcmp(a.data(), b.data(), static_cast<size_t>(a.bytes())) != 0;
   };
-  bool different = rows == 0 && stored.bytes > 0 && differs(input.checkpoint.read(stored.name), input.source->read(stored.name));
+  bool different = rows == 0 && stored.bytes > 0 &&
+                   differs(input.checkpoint.read(stored.name), input.source->read(stored.name));
   for (int64_t row = 0; row < rows && !different; row += step) {
     const int64_t end = std::min(rows, row + step);
-    different = differs(input.checkpoint.read_rows(stored.name, row, end), input.source->read_rows(stored.name, row, end));
+    different = differs(input.checkpoint.read_rows(stored.name, row, end),
+                        input.source->read_rows(stored.name, row, end));
   }
   if (different) report.violation("tensor {} differs from the source", stored.name);
 }
 
-void need_float(const VerifyInput& input, const TensorSpec& spec, std::set<std::string>& known, VerifyReport& report) {
+void need_float(const VerifyInput& input, const TensorSpec& spec, std::set<std::string>& known,
+                VerifyReport& report) {
   if (!known.insert(spec.name).second) return;
   const TensorEntry* entry = input.checkpoint.find(spec.name);
-  if (entry == nullptr) return report.violation("tensor {} {} is missing", spec.name, spec.shape.text());
+  if (entry == nullptr)
+    return report.violation("tensor {} {} is missing", spec.name, spec.shape.text());
   if (!is_source_float(entry->dtype) || !(entry->shape == spec.shape))
-    return report.violation("tensor {} is {} {}, expected a float {}", spec.name, dtype_name(entry->dtype),
-                            entry->shape.text(), spec.shape.text());
+    return report.violation("tensor {} is {} {}, expected a float {}", spec.name,
+                            dtype_name(entry->dtype), entry->shape.text(), spec.shape.text());
   if (input.source != nullptr) compare_float(input, *entry, report);
 }
 
@@ -225,7 +255,9 @@ std::string file_text(const std::string& path) {
   return std::string(std::istreambuf_iterator<char>(in), {});
 }
 
-bool is_recomputed_buffer(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
+bool is_recomputed_buffer(const std::string& name) {
+  return name.ends_with("rotary_emb.inv_freq");
+}
 
 }  // namespace
 
@@ -250,7 +282,8 @@ void check_directory(const std::string& directory, VerifyReport& report) {
                      index["metadata"]["total_size"].dump(), total);
 }
 
-std::vector<ModuleChoice> check_linears(const VerifyInput& input, std::set<std::string>& known, VerifyReport& report) {
+std::vector<ModuleChoice> check_linears(const VerifyInput& input, std::set<std::string>& known,
+                                        VerifyReport& report) {
   std::vector<ModuleChoice> modules;
   const TensorEntry* embedding = input.checkpoint.find(input.spec.embedding.name);
   const DType model_dtype = embedding != nullptr ? embedding->dtype : input.spec.dtype;
@@ -287,13 +320,15 @@ void check_floats(const VerifyInput& input, std::set<std::string>& known, Verify
       if (input.source != nullptr)
         compare_float(input, entry, report);
       else
-        report.warnings.push_back(fmt::format("tensor {} belongs neither to the family nor to the format", name));
+        report.warnings.push_back(
+            fmt::format("tensor {} belongs neither to the family nor to the format", name));
     }
     if (input.source == nullptr) return;
     for (const auto& [name, entry] : input.source->tensors()) {
       if (input.checkpoint.find(name) != nullptr || is_recomputed_buffer(name)) continue;
-      const bool packed = name.ends_with(".weight") && input.format != nullptr &&
-                          input.format->holds(input.checkpoint, {name.substr(0, name.size() - 7), 0, 0, false});
+      const bool packed =
+          name.ends_with(".weight") && input.format != nullptr &&
+          input.format->holds(input.checkpoint, {name.substr(0, name.size() - 7), 0, 0, false});
       if (!packed && !(spec.tied && name == "lm_head.weight"))
         report.violation("tensor {} of the source is missing", name);
     }
@@ -302,7 +337,8 @@ void check_floats(const VerifyInput& input, std::set<std::string>& known, Verify
   }
 }
 
-void check_config(const VerifyInput& input, const std::vector<ModuleChoice>& modules, VerifyReport& report) {
+void check_config(const VerifyInput& input, const std::vector<ModuleChoice>& modules,
+                  VerifyReport& report) {
   if (input.format == nullptr) return;
   const Json& config = input.config["quantization_config"];
   try {
@@ -318,14 +354,15 @@ void check_config(const VerifyInput& input, const std::vector<ModuleChoice>& mod
     report.violations.push_back(error.what());
   }
   for (const LoadWarning& warning : check_load(input.spec, *input.format, modules))
-    report.warnings.push_back(
-        fmt::format("tensor parallel {}: {}: {}", warning.tensor_parallel, warning.module, warning.reason));
+    report.warnings.push_back(fmt::format("tensor parallel {}: {}: {}", warning.tensor_parallel,
+                                          warning.module, warning.reason));
 }
 
-void check_copied_files(const std::string& directory, const std::string& source, VerifyReport& report) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-                           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-                           "generation_config.json"}) {
+void check_copied_files(const std::string& directory, const std::string& source,
+                        VerifyReport& report) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+                           "special_tokens_map.json", "added_tokens.json", "vocab.json",
+                           "merges.txt", "chat_template.jinja", "generation_config.json"}) {
     const std::string from = source + "/" + name, to = directory + "/" + name;
     if (!fs::exists(from)) continue;
     if (!fs::exists(to))

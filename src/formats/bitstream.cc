@@ -11,10 +11,11 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "words are stored as they lie in memory");
 
-// A unit is the smallest run of values that fills whole words for every width: 32 values, `bits` words.
+// A unit is the smallest run of values that fills whole words for every width: 32 values, `bits`
+// words.
 constexpr int64_t kUnit = 32;
-// Tile of the transposed forms: 16 streams make one cache line of words, 16 units keep a tile inside the first-level
-// cache.
+// Tile of the transposed forms: 16 streams make one cache line of words, 16 units keep a tile
+// inside the first-level cache.
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileUnits = 16;
 
@@ -25,8 +26,8 @@ constexpr uint64_t spread_mask(int lane_bits, int used_bits) {
   return mask;
 }
 
-// Eight bytes of `bits` significant bits -> one run of 8 * bits bits. Halving steps: neighbours join in lanes of 16,
-// then 32, then 64 bits. No branches, so that a loop over it vectorises.
+// Eight bytes of `bits` significant bits -> one run of 8 * bits bits. Halving steps: neighbours
+// join in lanes of 16, then 32, then 64 bits. No branches, so that a loop over it vectorises.
 template <int bits>
 inline uint64_t join8(uint64_t x) {
   x &= spread_mask(8, bits);
@@ -106,13 +107,15 @@ void unpack_stream(const int32_t* words, int64_t count, uint8_t* values) {
   std::memcpy(values + units * kUnit, tail, static_cast<size_t>(rest));
 }
 
-// Walks tiles of kTileRows streams x kTileUnits units: body(row, rows, first value, values, first word, words).
+// Walks tiles of kTileRows streams x kTileUnits units: body(row, rows, first value, values, first
+// word, words).
 template <typename Body>
 void for_each_tile(int64_t rows, int64_t count, int bits, Body&& body) {
   for (int64_t row = 0; row < rows; row += kTileRows)
     for (int64_t at = 0; at < count; at += kTileUnits * kUnit) {
       const int64_t values = std::min(count - at, kTileUnits * kUnit);
-      body(row, std::min(rows - row, kTileRows), at, values, at / kUnit * bits, packed_words(values, bits));
+      body(row, std::min(rows - row, kTileRows), at, values, at / kUnit * bits,
+           packed_words(values, bits));
     }
 }
 
@@ -120,41 +123,49 @@ template <int bits>
 void pack_transposed(const uint8_t* values, int64_t rows, int64_t count, int32_t* words) {
   constexpr int64_t kStride = kTileUnits * bits;
   int32_t tile[kTileRows * kStride];
-  for_each_tile(rows, count, bits, [&](int64_t row, int64_t height, int64_t at, int64_t length, int64_t word,
-                                       int64_t word_count) {
-    for (int64_t r = 0; r < height; ++r)
-      pack_stream<bits>(values + (row + r) * count + at, length, tile + r * kStride);
-    for (int64_t w = 0; w < word_count; ++w) {
-      int32_t* out = words + (word + w) * rows + row;
-      for (int64_t r = 0; r < height; ++r) out[r] = tile[r * kStride + w];
-    }
-  });
+  for_each_tile(rows, count, bits,
+                [&](int64_t row, int64_t height, int64_t at, int64_t length, int64_t word,
+                    int64_t word_count) {
+                  for (int64_t r = 0; r < height; ++r)
+                    pack_stream<bits>(values + (row + r) * count + at, length, tile + r * kStride);
+                  for (int64_t w = 0; w < word_count; ++w) {
+                    int32_t* out = words + (word + w) * rows + row;
+                    for (int64_t r = 0; r < height; ++r) out[r] = tile[r * kStride + w];
+                  }
+                });
 }
 
 template <int bits>
 void unpack_transposed(const int32_t* words, int64_t rows, int64_t count, uint8_t* values) {
   constexpr int64_t kStride = kTileUnits * bits;
   int32_t tile[kTileRows * kStride];
-  for_each_tile(rows, count, bits, [&](int64_t row, int64_t height, int64_t at, int64_t length, int64_t word,
-                                       int64_t word_count) {
-    for (int64_t w = 0; w < word_count; ++w) {
-      const int32_t* in = words + (word + w) * rows + row;
-      for (int64_t r = 0; r < height; ++r) tile[r * kStride + w] = in[r];
-    }
-    for (int64_t r = 0; r < height; ++r)
-      unpack_stream<bits>(tile + r * kStride, length, values + (row + r) * count + at);
-  });
+  for_each_tile(rows, count, bits,
+                [&](int64_t row, int64_t height, int64_t at, int64_t length, int64_t word,
+                    int64_t word_count) {
+                  for (int64_t w = 0; w < word_count; ++w) {
+                    const int32_t* in = words + (word + w) * rows + row;
+                    for (int64_t r = 0; r < height; ++r) tile[r * kStride + w] = in[r];
+                  }
+                  for (int64_t r = 0; r < height; ++r)
+                    unpack_stream<bits>(tile + r * kStride, length,
+                                        values + (row + r) * count + at);
+                });
 }
 
 // Calls body(std::integral_constant<int, bits>) for the run-time width.
 template <typename Body>
 void with_bits(int bits, Body&& body) {
   switch (bits) {
-    case 2: return body(std::integral_constant<int, 2>());
-    case 3: return body(std::integral_constant<int, 3>());
-    case 4: return body(std::integral_constant<int, 4>());
-    case 8: return body(std::integral_constant<int, 8>());
-    default: fail(ExitCode::kInternal, "bit streams hold 2, 3, 4 or 8 bits, not {}", bits);
+    case 2:
+      return body(std::integral_constant<int, 2>());
+    case 3:
+      return body(std::integral_constant<int, 3>());
+    case 4:
+      return body(std::integral_constant<int, 4>());
+    case 8:
+      return body(std::integral_constant<int, 8>());
+    default:
+      fail(ExitCode::kInternal, "bit streams hold 2, 3, 4 or 8 bits, not {}", bits);
   }
 }
 
@@ -163,22 +174,26 @@ void with_bits(int bits, Body&& body) {
 void pack_rows(const uint8_t* values, int64_t rows, int64_t count, int bits, int32_t* words) {
   const int64_t stride = packed_words(count, bits);
   with_bits(bits, [&](auto width) {
-    for (int64_t r = 0; r < rows; ++r) pack_stream<width()>(values + r * count, count, words + r * stride);
+    for (int64_t r = 0; r < rows; ++r)
+      pack_stream<width()>(values + r * count, count, words + r * stride);
   });
 }
 
-void pack_rows_transposed(const uint8_t* values, int64_t rows, int64_t count, int bits, int32_t* words) {
+void pack_rows_transposed(const uint8_t* values, int64_t rows, int64_t count, int bits,
+                          int32_t* words) {
   with_bits(bits, [&](auto width) { pack_transposed<width()>(values, rows, count, words); });
 }
 
 void unpack_rows(const int32_t* words, int64_t rows, int64_t count, int bits, uint8_t* values) {
   const int64_t stride = packed_words(count, bits);
   with_bits(bits, [&](auto width) {
-    for (int64_t r = 0; r < rows; ++r) unpack_stream<width()>(words + r * stride, count, values + r * count);
+    for (int64_t r = 0; r < rows; ++r)
+      unpack_stream<width()>(words + r * stride, count, values + r * count);
   });
 }
 
-void unpack_rows_transposed(const int32_t* words, int64_t rows, int64_t count, int bits, uint8_t* values) {
+void unpack_rows_transposed(const int32_t* words, int64_t rows, int64_t count, int bits,
+                            uint8_t* values) {
   with_bits(bits, [&](auto width) { unpack_transposed<width()>(words, rows, count, values); });
 }
 

@@ -1,4 +1,5 @@
-// compressed-tensors "pack-quantized": tensors and config text (docs/formats/compressed_tensors.md).
+// compressed-tensors "pack-quantized": tensors and config text
+// (docs/formats/compressed_tensors.md).
 #include "formats/compressed_tensors.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ namespace bitmill {
 namespace {
 
 constexpr const char* kThreeBits =
-    ": its 3-bit packing differs between versions of the library, so a file would load wrongly in some; use "
+    ": its 3-bit packing differs between versions of the library, so a file would load wrongly in "
+    "some; use "
     "output.format=gptq or gptq_v2";
 
 void check_width(const LinearSpec& linear, int bits) {
@@ -24,9 +26,11 @@ void check_width(const LinearSpec& linear, int bits) {
 bool matches_name(const std::string& pattern, const std::string& module) {
   if (!pattern.starts_with("re:")) return pattern == module;
   try {
-    return std::regex_search(module, std::regex(pattern.substr(3)), std::regex_constants::match_continuous);
+    return std::regex_search(module, std::regex(pattern.substr(3)),
+                             std::regex_constants::match_continuous);
   } catch (const std::regex_error&) {
-    fail(ExitCode::kInput, "config.json: quantization_config has a regex that cannot be read: {}", pattern);
+    fail(ExitCode::kInput, "config.json: quantization_config has a regex that cannot be read: {}",
+         pattern);
   }
 }
 
@@ -44,10 +48,12 @@ bool targets_linears(const Json& group) {
          std::find(targets->begin(), targets->end(), "Linear") != targets->end();
 }
 
-// The `weights` object that applies to a module: a group that names it comes before one for the class Linear.
+// The `weights` object that applies to a module: a group that names it comes before one for the
+// class Linear.
 const Json* weights_of(const Json& config, const std::string& module) {
   const auto groups = config.find("config_groups");
-  if (groups == config.end() || !groups->is_object() || any_matches(config, "ignore", module)) return nullptr;
+  if (groups == config.end() || !groups->is_object() || any_matches(config, "ignore", module))
+    return nullptr;
   const Json* chosen = nullptr;
   for (const Json& group : *groups) {
     if (!group.contains("weights") || !group["weights"].is_object()) continue;
@@ -58,8 +64,9 @@ const Json* weights_of(const Json& config, const std::string& module) {
 }
 
 // The keys that a group's weights object may have: the library refuses others.
-constexpr const char* kWeightKeys[] = {"num_bits", "type", "symmetric", "strategy", "group_size", "block_structure",
-                                       "dynamic", "actorder", "observer", "observer_kwargs", "scale_dtype", "zp_dtype"};
+constexpr const char* kWeightKeys[] = {
+    "num_bits", "type",     "symmetric", "strategy",        "group_size",  "block_structure",
+    "dynamic",  "actorder", "observer",  "observer_kwargs", "scale_dtype", "zp_dtype"};
 
 void check_group(const Json& group, std::vector<std::string>& found) {
   if (!group.is_object() || !group.contains("weights") || !group["weights"].is_object()) {
@@ -69,26 +76,32 @@ void check_group(const Json& group, std::vector<std::string>& found) {
   const Json& weights = group["weights"];
   for (const auto& [key, value] : weights.items())
     if (std::find(std::begin(kWeightKeys), std::end(kWeightKeys), key) == std::end(kWeightKeys))
-      found.push_back(fmt::format("config_groups weights has the key {}, which loaders refuse", key));
+      found.push_back(
+          fmt::format("config_groups weights has the key {}, which loaders refuse", key));
   if (group.contains("input_activations") && !group["input_activations"].is_null())
-    found.push_back("config_groups input_activations is not null, expected weight-only quantization");
+    found.push_back(
+        "config_groups input_activations is not null, expected weight-only quantization");
   const Json strategy = weights.value("strategy", Json());
   if (strategy != "group" && strategy != "channel")
-    found.push_back(fmt::format("config_groups strategy is {}, expected \"group\" or \"channel\"", strategy.dump()));
+    found.push_back(fmt::format("config_groups strategy is {}, expected \"group\" or \"channel\"",
+                                strategy.dump()));
   const Json order = weights.value("actorder", Json());
   if (!order.is_null() && order != "static" && order != "weight")
-    found.push_back(fmt::format("config_groups actorder is {}, which current loaders refuse", order.dump()));
+    found.push_back(
+        fmt::format("config_groups actorder is {}, which current loaders refuse", order.dump()));
 }
 
 }  // namespace
 
-void CompressedTensorsFormat::check(const LinearSpec& linear, const QuantizeSettings& settings) const {
+void CompressedTensorsFormat::check(const LinearSpec& linear,
+                                    const QuantizeSettings& settings) const {
   if (settings.skip) return;
   check_width(linear, settings.bits);
   check_group_size(name(), linear, settings.group_size);
   if (settings.act_order == ActOrder::kDynamic)
     fail(ExitCode::kUsage,
-         "output.format=compressed-tensors has no place for the scattered groups of quantize.act_order=dynamic (asked for "
+         "output.format=compressed-tensors has no place for the scattered groups of "
+         "quantize.act_order=dynamic (asked for "
          "{}); use static, or output.format=gptq",
          linear.module);
 }
@@ -101,20 +114,23 @@ void CompressedTensorsFormat::check_model(const std::vector<ModuleChoice>& modul
     if (first == nullptr) first = &module;
     if (!same_scheme(*first, module))
       fail(ExitCode::kUsage,
-           "output.format=compressed-tensors writes one scheme for all linears, but {} has {} and {} has {}; use "
+           "output.format=compressed-tensors writes one scheme for all linears, but {} has {} and "
+           "{} has {}; use "
            "output.format=gptq or gptq_v2 for mixed settings",
            first->module, scheme_text(*first), module.module, scheme_text(module));
   }
 }
 
-std::vector<NamedTensor> CompressedTensorsFormat::pack(const LinearSpec& linear, const QuantizedLinear& quantized,
+std::vector<NamedTensor> CompressedTensorsFormat::pack(const LinearSpec& linear,
+                                                       const QuantizedLinear& quantized,
                                                        TensorView bias) const {
   const int bits = quantized.bits;
   check_width(linear, bits);
   check_group_size(name(), linear, quantized.group_size);
   check_quantized(linear, quantized);
   if (!sequential_groups(quantized))
-    fail(ExitCode::kUsage, "{}: output.format=compressed-tensors has no place for act-order groups, use gptq",
+    fail(ExitCode::kUsage,
+         "{}: output.format=compressed-tensors has no place for act-order groups, use gptq",
          linear.module);
   const int64_t out = linear.out, in = linear.in, groups = quantized.groups();
 
@@ -133,8 +149,8 @@ std::vector<NamedTensor> CompressedTensorsFormat::pack(const LinearSpec& linear,
     const uint8_t* zeros = quantized.zeros.as<uint8_t>();
     for (int64_t i = 0; i < quantized.zeros.elements(); ++i)
       if (zeros[i] != 1 << (bits - 1))
-        fail(ExitCode::kInput, "{}: row {}, group {} is symmetric with zero point {}, expected {}", linear.module,
-             i / groups, i % groups, zeros[i], 1 << (bits - 1));
+        fail(ExitCode::kInput, "{}: row {}, group {} is symmetric with zero point {}, expected {}",
+             linear.module, i / groups, i % groups, zeros[i], 1 << (bits - 1));
   } else {
     const Tensor by_group = transposed(quantized.zeros);
     Tensor zero_point(DType::kI32, {packed_words(out, bits), groups});
@@ -150,11 +166,15 @@ std::vector<PackedSpec> CompressedTensorsFormat::packed_specs(const LinearSpec& 
                                                               DType model_dtype) const {
   const int64_t groups = group_count(linear.in, settings.group_size);
   std::vector<PackedSpec> specs = {
-      {linear.module + ".weight_packed", DType::kI32, {linear.out, packed_words(linear.in, settings.bits)}},
+      {linear.module + ".weight_packed",
+       DType::kI32,
+       {linear.out, packed_words(linear.in, settings.bits)}},
       {linear.module + ".weight_scale", scale_dtype(model_dtype), {linear.out, groups}},
       {linear.module + ".weight_shape", DType::kI64, {2}}};
   if (!settings.symmetric)
-    specs.push_back({linear.module + ".weight_zero_point", DType::kI32, {packed_words(linear.out, settings.bits), groups}});
+    specs.push_back({linear.module + ".weight_zero_point",
+                     DType::kI32,
+                     {packed_words(linear.out, settings.bits), groups}});
   if (linear.bias) specs.push_back({linear.bias_name(), model_dtype, {linear.out}});
   return specs;
 }
@@ -163,19 +183,21 @@ bool CompressedTensorsFormat::holds(const Checkpoint& checkpoint, const LinearSp
   return checkpoint.find(linear.module + ".weight_packed") != nullptr;
 }
 
-QuantizedLinear CompressedTensorsFormat::unpack(const Checkpoint& checkpoint, const LinearSpec& linear,
+QuantizedLinear CompressedTensorsFormat::unpack(const Checkpoint& checkpoint,
+                                                const LinearSpec& linear,
                                                 const Json& config) const {
   const ModuleChoice choice = configured(config, linear.module);
   if (!choice.quantized)
-    fail(ExitCode::kInput, "{}: {} is packed, but quantization_config leaves it in float", checkpoint.directory(),
-         linear.module);
+    fail(ExitCode::kInput, "{}: {} is packed, but quantization_config leaves it in float",
+         checkpoint.directory(), linear.module);
   const std::string& module = linear.module;
   const int64_t out = linear.out, in = linear.in, groups = group_count(in, choice.group_size);
   const Tensor shape = read_stored(checkpoint, module + ".weight_shape", {DType::kI64}, {2});
   if (shape.as<int64_t>()[0] != out || shape.as<int64_t>()[1] != in)
-    fail(ExitCode::kInput, "tensor {}.weight_shape holds [{}, {}], expected [{}, {}]", module, shape.as<int64_t>()[0],
-         shape.as<int64_t>()[1], out, in);
-  const Tensor packed = read_stored(checkpoint, module + ".weight_packed", {DType::kI32}, {out, packed_words(in, choice.bits)});
+    fail(ExitCode::kInput, "tensor {}.weight_shape holds [{}, {}], expected [{}, {}]", module,
+         shape.as<int64_t>()[0], shape.as<int64_t>()[1], out, in);
+  const Tensor packed = read_stored(checkpoint, module + ".weight_packed", {DType::kI32},
+                                    {out, packed_words(in, choice.bits)});
 
   QuantizedLinear quantized;
   quantized.bits = choice.bits;
@@ -183,15 +205,18 @@ QuantizedLinear CompressedTensorsFormat::unpack(const Checkpoint& checkpoint, co
   quantized.symmetric = choice.symmetric;
   quantized.codes = Tensor(DType::kU8, {out, in});
   unpack_rows(packed.as<int32_t>(), out, in, choice.bits, quantized.codes.as<uint8_t>());
-  quantized.scales = read_stored(checkpoint, module + ".weight_scale", {DType::kF16, DType::kBF16, DType::kF32}, {out, groups});
+  quantized.scales = read_stored(checkpoint, module + ".weight_scale",
+                                 {DType::kF16, DType::kBF16, DType::kF32}, {out, groups});
   if (choice.symmetric) {
     quantized.zeros = Tensor(DType::kU8, {out, groups});
-    std::memset(quantized.zeros.data(), 1 << (choice.bits - 1), static_cast<size_t>(quantized.zeros.bytes()));
+    std::memset(quantized.zeros.data(), 1 << (choice.bits - 1),
+                static_cast<size_t>(quantized.zeros.bytes()));
   } else {
     const Tensor zero_point = read_stored(checkpoint, module + ".weight_zero_point", {DType::kI32},
                                           {packed_words(out, choice.bits), groups});
     Tensor by_group(DType::kU8, {groups, out});
-    unpack_rows_transposed(zero_point.as<int32_t>(), groups, out, choice.bits, by_group.as<uint8_t>());
+    unpack_rows_transposed(zero_point.as<int32_t>(), groups, out, choice.bits,
+                           by_group.as<uint8_t>());
     quantized.zeros = transposed(by_group);
   }
   quantized.g_idx = make_group_index(in, choice.group_size);
@@ -218,7 +243,8 @@ FormatConfig CompressedTensorsFormat::config(const RunOptions::Quantize&,
   weights["group_size"] = base.group_size == -1 ? OrderedJson() : OrderedJson(base.group_size);
   weights["block_structure"] = nullptr;
   weights["dynamic"] = false;
-  // Static act order leaves no trace in the groups; every version of the library reads null, not every one "static".
+  // Static act order leaves no trace in the groups; every version of the library reads null, not
+  // every one "static".
   weights["actorder"] = nullptr;
   weights["observer"] = "minmax";
   weights["observer_kwargs"] = OrderedJson::object();
@@ -246,7 +272,8 @@ FormatConfig CompressedTensorsFormat::config(const RunOptions::Quantize&,
   return result;
 }
 
-ModuleChoice CompressedTensorsFormat::configured(const Json& config, const std::string& module) const {
+ModuleChoice CompressedTensorsFormat::configured(const Json& config,
+                                                 const std::string& module) const {
   ModuleChoice choice;
   choice.module = module;
   const Json* weights = weights_of(config, module);
@@ -259,19 +286,22 @@ ModuleChoice CompressedTensorsFormat::configured(const Json& config, const std::
          (*weights)["type"].dump(), module);
   choice.bits = static_cast<int>(config_integer(*weights, "num_bits"));
   if (choice.bits != 2 && choice.bits != 4 && choice.bits != 8)
-    fail(ExitCode::kInput, "config.json: quantization_config num_bits is {} for {}, expected 2, 4 or 8", choice.bits,
+    fail(ExitCode::kInput,
+         "config.json: quantization_config num_bits is {} for {}, expected 2, 4 or 8", choice.bits,
          module);
   choice.symmetric = config_bool(*weights, "symmetric", true);
   const bool grouped = weights->contains("group_size") && !(*weights)["group_size"].is_null();
   choice.group_size = grouped ? config_integer(*weights, "group_size") : -1;
   if (choice.group_size != -1 && choice.group_size < 1)
-    fail(ExitCode::kInput, "config.json: quantization_config group_size is {} for {}, expected null or a positive number",
+    fail(ExitCode::kInput,
+         "config.json: quantization_config group_size is {} for {}, expected null or a positive "
+         "number",
          choice.group_size, module);
   return choice;
 }
 
-std::vector<std::string> CompressedTensorsFormat::config_violations(const Json& config,
-                                                                    const std::vector<ModuleChoice>& modules) const {
+std::vector<std::string> CompressedTensorsFormat::config_violations(
+    const Json& config, const std::vector<ModuleChoice>& modules) const {
   std::vector<std::string> found;
   const auto expect = [&](const char* key, const char* value) {
     if (config.value(key, Json()) != value)
@@ -291,8 +321,8 @@ std::vector<std::string> CompressedTensorsFormat::config_violations(const Json& 
   for (const ModuleChoice& module : modules) {
     if (module.module == "lm_head") head_quantized = module.quantized;
     if (const ModuleChoice says = configured(config, module.module); !same_scheme(says, module))
-      found.push_back(fmt::format("{} is {} on disk, quantization_config says {}", module.module, scheme_text(module),
-                                  scheme_text(says)));
+      found.push_back(fmt::format("{} is {} on disk, quantization_config says {}", module.module,
+                                  scheme_text(module), scheme_text(says)));
   }
   if (!head_quantized && configured(config, "lm_head").quantized)
     found.push_back("lm_head is float but not on the ignore list, and the target Linear claims it");

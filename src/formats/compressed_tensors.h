@@ -1,4 +1,5 @@
-// compressed-tensors "pack-quantized": integer weight-only quantization (docs/formats/compressed_tensors.md).
+// compressed-tensors "pack-quantized": integer weight-only quantization
+// (docs/formats/compressed_tensors.md).
 #pragma once
 
 #include "formats/format.h"
@@ -16,11 +17,13 @@ class CompressedTensorsFormat final : public OutputFormat {
   std::vector<PackedSpec> packed_specs(const LinearSpec& linear, const QuantizeSettings& settings,
                                        DType model_dtype) const override;
   bool holds(const Checkpoint& checkpoint, const LinearSpec& linear) const override;
-  QuantizedLinear unpack(const Checkpoint& checkpoint, const LinearSpec& linear, const Json& config) const override;
-  FormatConfig config(const RunOptions::Quantize& settings, const std::vector<ModuleChoice>& modules) const override;
+  QuantizedLinear unpack(const Checkpoint& checkpoint, const LinearSpec& linear,
+                         const Json& config) const override;
+  FormatConfig config(const RunOptions::Quantize& settings,
+                      const std::vector<ModuleChoice>& modules) const override;
   ModuleChoice configured(const Json& config, const std::string& module) const override;
-  std::vector<std::string> config_violations(const Json& config,
-                                             const std::vector<ModuleChoice>& modules) const override;
+  std::vector<std::string> config_violations(
+      const Json& config, const std::vector<ModuleChoice>& modules) const override;
   bool matches(const Json& config) const override;
 };
 

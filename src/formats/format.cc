@@ -18,7 +18,8 @@ const std::vector<const OutputFormat*>& output_formats() {
 namespace {
 std::string format_names() {
   std::string names;
-  for (const OutputFormat* format : output_formats()) names += (names.empty() ? "" : ", ") + format->name();
+  for (const OutputFormat* format : output_formats())
+    names += (names.empty() ? "" : ", ") + format->name();
   return names;
 }
 }  // namespace
@@ -33,12 +34,16 @@ const OutputFormat* format_of(const Json& model_config) {
   const auto config = model_config.find("quantization_config");
   if (config == model_config.end() || config->is_null()) return nullptr;
   if (!config->is_object())
-    fail(ExitCode::kInput, "config.json: quantization_config is {}, expected an object", config->type_name());
+    fail(ExitCode::kInput, "config.json: quantization_config is {}, expected an object",
+         config->type_name());
   for (const OutputFormat* format : output_formats())
     if (format->matches(*config)) return format;
-  const auto text = [&](const char* key) { return config->contains(key) ? (*config)[key].dump() : "missing"; };
+  const auto text = [&](const char* key) {
+    return config->contains(key) ? (*config)[key].dump() : "missing";
+  };
   fail(ExitCode::kInput,
-       "config.json: the checkpoint is quantized in a format that bitmill does not read (quant_method {}, format {}, "
+       "config.json: the checkpoint is quantized in a format that bitmill does not read "
+       "(quant_method {}, format {}, "
        "checkpoint_format {}), expected one of {}",
        text("quant_method"), text("format"), text("checkpoint_format"), format_names());
 }

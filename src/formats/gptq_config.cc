@@ -1,4 +1,5 @@
-// GPTQ config text: quantization_config of config.json and the equal quantize_config.json (docs/formats/gptq.md).
+// GPTQ config text: quantization_config of config.json and the equal quantize_config.json
+// (docs/formats/gptq.md).
 #include <algorithm>
 #include <regex>
 #include <set>
@@ -21,33 +22,37 @@ std::vector<InnerName> by_inner_name(const std::vector<ModuleChoice>& modules) {
   for (const ModuleChoice& module : modules) {
     const ModuleName name = parse_module(module.module);
     if (name.block < 0) continue;
-    auto at = std::find_if(names.begin(), names.end(), [&](const InnerName& n) { return n.inner == name.inner; });
+    auto at = std::find_if(names.begin(), names.end(),
+                           [&](const InnerName& n) { return n.inner == name.inner; });
     if (at == names.end()) at = names.insert(at, {name.inner, {}});
     at->modules.push_back(&module);
   }
   return names;
 }
 
-// Pattern of one module, or of one inner name in every block, under its own and, if it has one, its fused spelling:
-// engines match `dynamic` against the names that they load, and some load q, k and v as qkv_proj.
+// Pattern of one module, or of one inner name in every block, under its own and, if it has one, its
+// fused spelling: engines match `dynamic` against the names that they load, and some load q, k and
+// v as qkv_proj.
 std::vector<std::string> patterns(const ModuleChoice& module, bool every_block) {
   const ModuleName name = parse_module(module.module);
   const std::string block = every_block ? R"(\d+)" : std::to_string(name.block);
   std::vector<std::string> texts;
   for (const std::string& inner : {name.inner, fused_name(name.inner)}) {
-    const std::string text = "^" + regex_escape(name.prefix) + block + R"(\.)" + regex_escape(inner) + "$";
+    const std::string text =
+        fmt::format("^{}{}\\.{}$", regex_escape(name.prefix), block, regex_escape(inner));
     if (texts.empty() || texts.front() != text) texts.push_back(text);
   }
   return texts;
 }
 
-// Rules for what differs from the base scheme: "-:REGEX" leaves modules in float, "+:REGEX" gives them another scheme.
+// Rules for what differs from the base scheme: "-:REGEX" leaves modules in float, "+:REGEX" gives
+// them another scheme.
 OrderedJson dynamic_rules(const std::vector<ModuleChoice>& modules, const ModuleChoice& base) {
   OrderedJson rules = OrderedJson::object();
   for (const InnerName& name : by_inner_name(modules)) {
-    const bool alike = std::all_of(name.modules.begin(), name.modules.end(), [&](const ModuleChoice* module) {
-      return same_scheme(*module, *name.modules.front());
-    });
+    const bool alike = std::all_of(
+        name.modules.begin(), name.modules.end(),
+        [&](const ModuleChoice* module) { return same_scheme(*module, *name.modules.front()); });
     for (const ModuleChoice* module : name.modules) {
       if (module->quantized && same_scheme(*module, base)) continue;
       for (const std::string& pattern : patterns(*module, alike)) {
@@ -66,7 +71,8 @@ bool starts_match(const std::string& pattern, const std::string& module) {
   try {
     return std::regex_search(module, std::regex(pattern), std::regex_constants::match_continuous);
   } catch (const std::regex_error&) {
-    fail(ExitCode::kInput, "config.json: quantization_config.dynamic has a regex that cannot be read: {}", pattern);
+    fail(ExitCode::kInput,
+         "config.json: quantization_config.dynamic has a regex that cannot be read: {}", pattern);
   }
 }
 
@@ -107,7 +113,8 @@ void apply_dynamic(const Json& config, ModuleChoice& choice) {
   }
 }
 
-void expect_text(const Json& config, const char* key, const std::string& expected, std::vector<std::string>& found) {
+void expect_text(const Json& config, const char* key, const std::string& expected,
+                 std::vector<std::string>& found) {
   const auto at = config.find(key);
   if (at == config.end() || *at != expected)
     found.push_back(fmt::format("quantization_config.{} is {}, expected \"{}\"", key,
@@ -119,7 +126,8 @@ void expect_text(const Json& config, const char* key, const std::string& expecte
 bool GptqFormat::matches(const Json& config) const {
   if (config.value("quant_method", Json()) != "gptq") return false;
   for (const char* key : {"checkpoint_format", "format"})
-    if (const auto at = config.find(key); at != config.end() && at->is_string()) return *at == name();
+    if (const auto at = config.find(key); at != config.end() && at->is_string())
+      return *at == name();
   return version_ == 1;
 }
 
@@ -130,17 +138,20 @@ void GptqFormat::check_model(const std::vector<ModuleChoice>& modules) const {
     for (const ModuleChoice* module : inner.modules)
       if (module->quantized != inner.modules.front()->quantized)
         fail(ExitCode::kUsage,
-             "output.format={} lists the quantized linears once for all blocks, so {} must be float in every block or in "
+             "output.format={} lists the quantized linears once for all blocks, so {} must be "
+             "float in every block or in "
              "none: found {} for {} and {} for {}",
-             name(), inner.inner, scheme_text(*inner.modules.front()), inner.modules.front()->module,
-             scheme_text(*module), module->module);
+             name(), inner.inner, scheme_text(*inner.modules.front()),
+             inner.modules.front()->module, scheme_text(*module), module->module);
 }
 
-FormatConfig GptqFormat::config(const RunOptions::Quantize& settings, const std::vector<ModuleChoice>& modules) const {
+FormatConfig GptqFormat::config(const RunOptions::Quantize& settings,
+                                const std::vector<ModuleChoice>& modules) const {
   const ModuleChoice base = most_common_scheme(modules);
-  const bool dynamic_order = std::any_of(modules.begin(), modules.end(), [](const ModuleChoice& module) {
-    return module.quantized && module.act_order == ActOrder::kDynamic;
-  });
+  const bool dynamic_order =
+      std::any_of(modules.begin(), modules.end(), [](const ModuleChoice& module) {
+        return module.quantized && module.act_order == ActOrder::kDynamic;
+      });
   const bool head = std::any_of(modules.begin(), modules.end(), [](const ModuleChoice& module) {
     return module.quantized && parse_module(module.module).block < 0;
   });
@@ -161,7 +172,8 @@ FormatConfig GptqFormat::config(const RunOptions::Quantize& settings, const std:
   json["static_groups"] = settings.act_order == ActOrder::kStatic;
   json["true_sequential"] = settings.true_sequential;
   json["modules_in_block_to_quantize"] = quantized_inner_names(modules);
-  if (OrderedJson rules = dynamic_rules(modules, base); !rules.empty()) json["dynamic"] = std::move(rules);
+  if (OrderedJson rules = dynamic_rules(modules, base); !rules.empty())
+    json["dynamic"] = std::move(rules);
   json["meta"] = {{"quantizer", OrderedJson::array({"bitmill:" BITMILL_VERSION})},
                   {"algorithm", settings.algorithm},
                   {"act_order", act_order_name(settings.act_order)},
@@ -185,44 +197,55 @@ ModuleChoice GptqFormat::configured(const Json& config, const std::string& modul
   if (parse_module(module).block < 0)
     choice.quantized = config_bool(config, "lm_head", false);
   else if (!listed.empty())
-    choice.quantized = std::any_of(listed.begin(), listed.end(),
-                                   [&](const std::string& name) { return ends_with_name(module, name); });
+    choice.quantized = std::any_of(listed.begin(), listed.end(), [&](const std::string& name) {
+      return ends_with_name(module, name);
+    });
   apply_dynamic(config, choice);
-  if (choice.quantized && choice.bits != 2 && choice.bits != 3 && choice.bits != 4 && choice.bits != 8)
-    fail(ExitCode::kInput, "config.json: quantization_config.bits is {} for {}, expected 2, 3, 4 or 8", choice.bits,
+  if (choice.quantized && choice.bits != 2 && choice.bits != 3 && choice.bits != 4 &&
+      choice.bits != 8)
+    fail(ExitCode::kInput,
+         "config.json: quantization_config.bits is {} for {}, expected 2, 3, 4 or 8", choice.bits,
          module);
   if (choice.group_size != -1 && choice.group_size < 1)
-    fail(ExitCode::kInput, "config.json: quantization_config.group_size is {} for {}, expected -1 or a positive number",
+    fail(ExitCode::kInput,
+         "config.json: quantization_config.group_size is {} for {}, expected -1 or a positive "
+         "number",
          choice.group_size, module);
   return choice;
 }
 
-std::vector<std::string> GptqFormat::config_violations(const Json& config,
-                                                       const std::vector<ModuleChoice>& modules) const {
+std::vector<std::string> GptqFormat::config_violations(
+    const Json& config, const std::vector<ModuleChoice>& modules) const {
   std::vector<std::string> found;
   expect_text(config, "quant_method", "gptq", found);
   expect_text(config, "checkpoint_format", name(), found);
   if (config.contains("format")) expect_text(config, "format", name(), found);
   for (const char* key : {"bits", "group_size"})
     if (!config.contains(key) || !config[key].is_number_integer())
-      found.push_back(fmt::format("quantization_config.{} is missing or no integer, engines need it", key));
+      found.push_back(
+          fmt::format("quantization_config.{} is missing or no integer, engines need it", key));
   for (const char* key : {"desc_act", "sym"})
     if (!config.contains(key) || !config[key].is_boolean())
-      found.push_back(fmt::format("quantization_config.{} is missing or neither true nor false, engines need it", key));
+      found.push_back(fmt::format(
+          "quantization_config.{} is missing or neither true nor false, engines need it", key));
   if (config.contains("is_marlin_format"))
     found.push_back("quantization_config.is_marlin_format is refused by GPTQModel");
   if (!found.empty()) return found;
   if (version_ == 1 && !config["sym"].get<bool>())
-    found.push_back("quantization_config: format gptq with sym=false is refused by GPTQModel, expected gptq_v2");
+    found.push_back(
+        "quantization_config: format gptq with sym=false is refused by GPTQModel, expected "
+        "gptq_v2");
   for (const ModuleChoice& module : modules) {
     const bool in_block = parse_module(module.module).block >= 0;
     if (!module.quantized && in_block)
       for (const char* key : {"dynamic", "modules_in_block_to_quantize"})
         if (!config.contains(key) || config[key].empty())
-          found.push_back(fmt::format("{} is float, but quantization_config has no {}, by which loaders know", module.module, key));
+          found.push_back(
+              fmt::format("{} is float, but quantization_config has no {}, by which loaders know",
+                          module.module, key));
     if (const ModuleChoice says = configured(config, module.module); !same_scheme(says, module))
-      found.push_back(fmt::format("{} is {} on disk, quantization_config says {}", module.module, scheme_text(module),
-                                  scheme_text(says)));
+      found.push_back(fmt::format("{} is {} on disk, quantization_config says {}", module.module,
+                                  scheme_text(module), scheme_text(says)));
   }
   return found;
 }

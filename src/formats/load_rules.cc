@@ -1,6 +1,7 @@
-// What the usual engines say about a quantized model at tensor parallelism 1, 2, 4 and 8. The rules are arithmetic on
-// shapes: an engine splits q, k, v, gate and up along their output, o and down along their input, and each part must
-// still consist of whole groups, whole words and whole kernel tiles. Sources: docs/formats/gptq.md, "Who loads it".
+// What the usual engines say about a quantized model at tensor parallelism 1, 2, 4 and 8. The rules
+// are arithmetic on shapes: an engine splits q, k, v, gate and up along their output, o and down
+// along their input, and each part must still consist of whole groups, whole words and whole kernel
+// tiles. Sources: docs/formats/gptq.md, "Who loads it".
 #include <algorithm>
 #include <map>
 #include <set>
@@ -19,7 +20,7 @@ struct Part {
   const LinearSpec& linear;
   const ModuleChoice& choice;
   bool splits_input;  // o_proj, down_proj: row-parallel
-  int64_t pieces;     // of the split dimension; k and v are replicated beyond the number of kv heads
+  int64_t pieces;  // of the split dimension; k and v are replicated beyond the number of kv heads
   int64_t out() const { return splits_input ? linear.out : linear.out / pieces; }
   int64_t in() const { return splits_input ? linear.in / pieces : linear.in; }
 };
@@ -30,9 +31,11 @@ bool row_parallel(const std::string& module) {
   return false;
 }
 
-Part part_of(const ModelSpec& spec, const LinearSpec& linear, const ModuleChoice& choice, int parallel) {
+Part part_of(const ModelSpec& spec, const LinearSpec& linear, const ModuleChoice& choice,
+             int parallel) {
   int64_t pieces = parallel;
-  if ((linear.module.ends_with(".k_proj") || linear.module.ends_with(".v_proj")) && spec.kv_heads > 0)
+  if ((linear.module.ends_with(".k_proj") || linear.module.ends_with(".v_proj")) &&
+      spec.kv_heads > 0)
     pieces = std::min<int64_t>(parallel, spec.kv_heads);
   return {linear, choice, row_parallel(linear.module), pieces};
 }
@@ -40,7 +43,8 @@ Part part_of(const ModelSpec& spec, const LinearSpec& linear, const ModuleChoice
 // Collects one warning per (tensor parallelism, kind of reason); the first module is the example.
 class Findings {
  public:
-  void add(int parallel, const std::string& kind, const std::string& module, const std::string& reason) {
+  void add(int parallel, const std::string& kind, const std::string& module,
+           const std::string& reason) {
     if (seen_.insert({parallel, kind}).second) warnings_.push_back({parallel, module, reason});
   }
   std::vector<LoadWarning> take() { return std::move(warnings_); }
@@ -55,16 +59,19 @@ void check_scheme(const std::string& format, const ModuleChoice& choice, Finding
   const bool gptq = format != "compressed-tensors";
   if (gptq && (!choice.symmetric || (choice.bits != 4 && choice.bits != 8)))
     findings.add(1, "scheme", choice.module,
-                 fmt::format("vLLM reads {} only with 4 or 8 bits and symmetric=true, this has {}", format,
-                             scheme_text(choice)));
+                 fmt::format("vLLM reads {} only with 4 or 8 bits and symmetric=true, this has {}",
+                             format, scheme_text(choice)));
   if (!gptq && !choice.symmetric && choice.bits == 2)
-    findings.add(1, "scheme", choice.module, "vLLM reads asymmetric compressed-tensors only with 4 or 8 bits, this has 2");
+    findings.add(1, "scheme", choice.module,
+                 "vLLM reads asymmetric compressed-tensors only with 4 or 8 bits, this has 2");
   if (choice.act_order == ActOrder::kDynamic)
-    findings.add(1, "order", choice.module, "vLLM refuses desc_act=true with groups; use quantize.act_order=static");
+    findings.add(1, "order", choice.module,
+                 "vLLM refuses desc_act=true with groups; use quantize.act_order=static");
   const int64_t g = choice.group_size;
   if (g != -1 && g != 32 && g != 64 && g != 128)
-    findings.add(1, "group", choice.module,
-                 fmt::format("group_size={} has no fast GPU kernel, expected -1, 32, 64 or 128", g));
+    findings.add(
+        1, "group", choice.module,
+        fmt::format("group_size={} has no fast GPU kernel, expected -1, 32, 64 or 128", g));
 }
 
 void check_split(int parallel, const Part& part, Findings& findings) {
@@ -79,15 +86,19 @@ void check_split(int parallel, const Part& part, Findings& findings) {
   const int64_t g = part.choice.group_size;
   if (g != -1 && part.in() % g != 0)
     findings.add(parallel, "straddle", linear.module,
-                 fmt::format("a group of {} columns straddles the split: {} columns per rank", g, part.in()));
+                 fmt::format("a group of {} columns straddles the split: {} columns per rank", g,
+                             part.in()));
   if (part.in() % kMarlinIn != 0)
     findings.add(parallel, "marlin in", linear.module,
-                 fmt::format("{} input columns per rank are no multiple of {}: the Marlin kernel pads or refuses them",
+                 fmt::format("{} input columns per rank are no multiple of {}: the Marlin kernel "
+                             "pads or refuses them",
                              part.in(), kMarlinIn));
   if (part.out() % kMarlinOut != 0)
-    findings.add(parallel, "marlin out", linear.module,
-                 fmt::format("{} output rows per rank are no multiple of {}: the Marlin kernel pads or refuses them",
-                             part.out(), kMarlinOut));
+    findings.add(
+        parallel, "marlin out", linear.module,
+        fmt::format(
+            "{} output rows per rank are no multiple of {}: the Marlin kernel pads or refuses them",
+            part.out(), kMarlinOut));
 }
 
 }  // namespace

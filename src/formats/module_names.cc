@@ -55,7 +55,8 @@ std::string regex_escape(const std::string& text) {
 
 std::string scheme_text(const ModuleChoice& choice) {
   if (!choice.quantized) return "float";
-  return fmt::format("{} bits, group_size={}, symmetric={}", choice.bits, choice.group_size, choice.symmetric);
+  return fmt::format("{} bits, group_size={}, symmetric={}", choice.bits, choice.group_size,
+                     choice.symmetric);
 }
 
 bool same_scheme(const ModuleChoice& a, const ModuleChoice& b) {
@@ -69,25 +70,30 @@ void check_fused(const std::vector<ModuleChoice>& modules, const std::string& fo
     const auto [at, added] = first.emplace(fused_name(module.module), &module);
     if (!added && !same_scheme(*at->second, module))
       fail(ExitCode::kUsage,
-           "output.format={}: engines load {} and {} as one matrix, so both need one scheme: found {} and {}; write a "
+           "output.format={}: engines load {} and {} as one matrix, so both need one scheme: found "
+           "{} and {}; write a "
            "quantize.rule that covers both",
-           format, at->second->module, module.module, scheme_text(*at->second), scheme_text(module));
+           format, at->second->module, module.module, scheme_text(*at->second),
+           scheme_text(module));
   }
 }
 
-std::vector<std::vector<std::string>> quantized_inner_names(const std::vector<ModuleChoice>& modules) {
+std::vector<std::vector<std::string>> quantized_inner_names(
+    const std::vector<ModuleChoice>& modules) {
   std::vector<std::string> groups;
   std::vector<std::vector<std::string>> names;
   for (const ModuleChoice& module : modules) {
     const ModuleName name = parse_module(module.module);
     if (!module.quantized || name.block < 0) continue;
     const std::string group = fused_name(name.inner);
-    const size_t at = static_cast<size_t>(std::find(groups.begin(), groups.end(), group) - groups.begin());
+    const size_t at =
+        static_cast<size_t>(std::find(groups.begin(), groups.end(), group) - groups.begin());
     if (at == groups.size()) {
       groups.push_back(group);
       names.emplace_back();
     }
-    if (std::find(names[at].begin(), names[at].end(), name.inner) == names[at].end()) names[at].push_back(name.inner);
+    if (std::find(names[at].begin(), names[at].end(), name.inner) == names[at].end())
+      names[at].push_back(name.inner);
   }
   return names;
 }
@@ -96,12 +102,15 @@ ModuleChoice most_common_scheme(const std::vector<ModuleChoice>& modules) {
   std::vector<std::pair<const ModuleChoice*, int64_t>> counts;
   for (const ModuleChoice& module : modules) {
     if (!module.quantized) continue;
-    auto at = std::find_if(counts.begin(), counts.end(), [&](auto& c) { return same_scheme(*c.first, module); });
+    auto at = std::find_if(counts.begin(), counts.end(),
+                           [&](auto& c) { return same_scheme(*c.first, module); });
     if (at == counts.end()) at = counts.insert(at, {&module, 0});
     ++at->second;
   }
   if (counts.empty()) return {};
-  return *std::max_element(counts.begin(), counts.end(), [](auto& a, auto& b) { return a.second < b.second; })->first;
+  return *std::max_element(counts.begin(), counts.end(), [](auto& a, auto& b) {
+            return a.second < b.second;
+          })->first;
 }
 
 }  // namespace bitmill

@@ -1,4 +1,5 @@
-// Small helpers that packed formats share: settings checks with one wording, transposes, reading with expectations.
+// Small helpers that packed formats share: settings checks with one wording, transposes, reading
+// with expectations.
 #pragma once
 
 #include <initializer_list>
@@ -9,11 +10,12 @@
 namespace bitmill {
 
 // Throws Error(kUsage) unless `bits` is one of `allowed`; `hint` ends the sentence.
-void check_bits(const std::string& format, const LinearSpec& linear, int bits, std::initializer_list<int> allowed,
-                const std::string& hint);
+void check_bits(const std::string& format, const LinearSpec& linear, int bits,
+                std::initializer_list<int> allowed, const std::string& hint);
 // Throws Error(kUsage) unless group_size is -1 or divides the input columns.
 void check_group_size(const std::string& format, const LinearSpec& linear, int64_t group_size);
-// Throws Error(kUsage) naming the format and both modules when two quantized modules differ in symmetry.
+// Throws Error(kUsage) naming the format and both modules when two quantized modules differ in
+// symmetry.
 void check_one_symmetry(const std::string& format, const std::vector<ModuleChoice>& modules);
 
 // Internal consistency of what a quantizer hands over: shapes and dtypes of quantized.h.
@@ -24,18 +26,20 @@ Tensor make_group_index(int64_t in, int64_t group_size);  // I32 [in], i / group
 
 // [rows, cols] -> [cols, rows]; any dtype of 1, 2 or 4 bytes.
 Tensor transposed(TensorView matrix);
-// Copy in F16. Error(kInput) naming `what` and the element when a value is not finite in F16, or, with `exact`, when it
-// is not the same number there.
+// Copy in F16. Error(kInput) naming `what` and the element when a value is not finite in F16, or,
+// with `exact`, when it is not the same number there.
 Tensor as_f16(TensorView values, const std::string& what, bool exact);
 
-// Reads a whole tensor. Error(kInput) naming tensor, found and expected when it is missing or differs.
-Tensor read_stored(const Checkpoint& checkpoint, const std::string& name, std::initializer_list<DType> dtypes,
-                   const Shape& shape);
+// Reads a whole tensor. Error(kInput) naming tensor, found and expected when it is missing or
+// differs.
+Tensor read_stored(const Checkpoint& checkpoint, const std::string& name,
+                   std::initializer_list<DType> dtypes, const Shape& shape);
 
 // Error(kInput) naming the tensor when a value lies outside 0..groups-1.
 void check_group_index(const Tensor& g_idx, int64_t groups, const std::string& name);
 
-// A member of a quantization_config; Error(kInput) naming the key when it is missing or of another type.
+// A member of a quantization_config; Error(kInput) naming the key when it is missing or of another
+// type.
 int64_t config_integer(const Json& config, const char* key);
 bool config_bool(const Json& config, const char* key, bool absent);
 

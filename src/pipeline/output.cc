@@ -79,9 +79,9 @@ void OutputDirectory::join(const Plan& plan) const {
   std::vector<NamedView> specs;
   for (const ShardPlan& shard : plan.shards) {
     readers.emplace_back(shard_path(shard.key));
-    for (TensorEntry& entry : read_safetensors_header(shard_path(shard.key))) {
+    for (const TensorEntry& entry : read_safetensors_header(shard_path(shard.key))) {
       specs.push_back({entry.name, {nullptr, entry.dtype, entry.shape}});
-      sources[entry.name] = {static_cast<int>(readers.size()) - 1, std::move(entry)};
+      sources[entry.name] = {static_cast<int>(readers.size()) - 1, entry};
     }
   }
   SafetensorsStream stream(path_ + "/" + plan.files.front(), specs);

@@ -213,7 +213,7 @@ class IndefiniteTest : public GptqTest {
  protected:
   void make_hessian(double off_diagonal) {
     for (int64_t i = 0; i < 96; ++i) {
-      for (int64_t j = 0; j <= i; ++j) at(i, j) = i == j ? 1 : off_diagonal;
+      for (int64_t j = 0; j < 96; ++j) at(i, j) = i == j ? 1 : off_diagonal;
     }
     hessian_.samples = 2;
   }

@@ -17,8 +17,10 @@ struct FixtureOptions {
   int smallest_zero = 1;  // of asymmetric zero points
 };
 
-// Random codes over the whole range, scales in (0, 2) exactly representable in every stored type, g_idx = i / group_size.
-inline QuantizedLinear random_quantized(int64_t out, int64_t in, const FixtureOptions& options, unsigned seed = 7) {
+// Random codes over the whole range, scales in (0, 2) exactly representable in every stored type,
+// g_idx = i / group_size.
+inline QuantizedLinear random_quantized(int64_t out, int64_t in, const FixtureOptions& options,
+                                        unsigned seed = 7) {
   std::mt19937 random(seed);
   const int64_t groups = group_count(in, options.group_size);
   QuantizedLinear q;
@@ -27,7 +29,8 @@ inline QuantizedLinear random_quantized(int64_t out, int64_t in, const FixtureOp
   q.symmetric = options.symmetric;
   q.codes = Tensor(DType::kU8, {out, in});
   const unsigned levels = 1u << options.bits;
-  for (int64_t i = 0; i < q.codes.elements(); ++i) q.codes.as<uint8_t>()[i] = static_cast<uint8_t>(random() % levels);
+  for (int64_t i = 0; i < q.codes.elements(); ++i)
+    q.codes.as<uint8_t>()[i] = static_cast<uint8_t>(random() % levels);
   Tensor scales(DType::kF32, {out, groups});
   for (int64_t i = 0; i < scales.elements(); ++i)
     scales.as<float>()[i] = static_cast<float>(1 + random() % 127) / 64.0f;
@@ -35,23 +38,28 @@ inline QuantizedLinear random_quantized(int64_t out, int64_t in, const FixtureOp
   convert(scales, q.scales);
   q.zeros = Tensor(DType::kU8, {out, groups});
   for (int64_t i = 0; i < q.zeros.elements(); ++i)
-    q.zeros.as<uint8_t>()[i] = options.symmetric ? static_cast<uint8_t>(levels / 2)
-                                                 : static_cast<uint8_t>(options.smallest_zero +
-                                                                        random() % (levels - options.smallest_zero));
+    q.zeros.as<uint8_t>()[i] =
+        options.symmetric ? static_cast<uint8_t>(levels / 2)
+                          : static_cast<uint8_t>(options.smallest_zero +
+                                                 random() % (levels - options.smallest_zero));
   q.g_idx = Tensor(DType::kI32, {in});
   for (int64_t i = 0; i < in; ++i)
-    q.g_idx.as<int32_t>()[i] = options.group_size == -1 ? 0 : static_cast<int32_t>(i / options.group_size);
+    q.g_idx.as<int32_t>()[i] =
+        options.group_size == -1 ? 0 : static_cast<int32_t>(i / options.group_size);
   return q;
 }
 
-inline const Tensor& tensor_named(const std::vector<NamedTensor>& tensors, const std::string& name) {
+inline const Tensor& tensor_named(const std::vector<NamedTensor>& tensors,
+                                  const std::string& name) {
   for (const NamedTensor& tensor : tensors)
     if (tensor.name == name) return tensor.data;
   throw std::runtime_error("no tensor " + name);
 }
 
 // Word `i` of an I32 tensor, as the unsigned number that hex dumps show.
-inline uint32_t word(const Tensor& tensor, int64_t i) { return static_cast<uint32_t>(tensor.as<int32_t>()[i]); }
+inline uint32_t word(const Tensor& tensor, int64_t i) {
+  return static_cast<uint32_t>(tensor.as<int32_t>()[i]);
+}
 
 inline bool same_bytes(const Tensor& a, const Tensor& b) {
   return a.dtype() == b.dtype() && a.shape() == b.shape() &&

@@ -13,7 +13,8 @@ namespace {
 using Words = std::vector<uint32_t>;
 
 Words pack_one(const std::vector<uint8_t>& values, int bits) {
-  std::vector<int32_t> words(static_cast<size_t>(packed_words(static_cast<int64_t>(values.size()), bits)));
+  std::vector<int32_t> words(
+      static_cast<size_t>(packed_words(static_cast<int64_t>(values.size()), bits)));
   pack_rows(values.data(), 1, static_cast<int64_t>(values.size()), bits, words.data());
   return Words(words.begin(), words.end());
 }
@@ -49,7 +50,9 @@ TEST(Bitstream, LastWordIsFilledWithZeros) {
   EXPECT_EQ(pack_one(std::vector<uint8_t>(11, 7), 3), (Words{0xFFFFFFFF, 0x00000001}));
 }
 
-TEST(Bitstream, HighBitsOfAValueDoNotReachItsNeighbour) { EXPECT_EQ(pack_one({0xF1, 2}, 4), (Words{0x21})); }
+TEST(Bitstream, HighBitsOfAValueDoNotReachItsNeighbour) {
+  EXPECT_EQ(pack_one({0xF1, 2}, 4), (Words{0x21}));
+}
 
 TEST(Bitstream, RefusesOtherWidths) {
   uint8_t value = 0;
@@ -57,7 +60,8 @@ TEST(Bitstream, RefusesOtherWidths) {
   EXPECT_THROW(pack_rows(&value, 1, 1, 5, words), Error);
 }
 
-// Lengths around units and tiles, rows around tiles: both layouts follow the definition, and both read back.
+// Lengths around units and tiles, rows around tiles: both layouts follow the definition, and both
+// read back.
 TEST(Bitstream, BothLayoutsFollowTheDefinitionAndReadBack) {
   std::mt19937 random(1);
   for (int bits : {2, 3, 4, 8})
@@ -73,9 +77,11 @@ TEST(Bitstream, BothLayoutsFollowTheDefinitionAndReadBack) {
           const auto begin = values.begin() + r * count;
           const Words expected = pack_by_bits(std::vector<uint8_t>(begin, begin + count), bits);
           for (int64_t w = 0; w < width; ++w) {
-            ASSERT_EQ(static_cast<uint32_t>(across[static_cast<size_t>(r * width + w)]), expected[static_cast<size_t>(w)])
+            ASSERT_EQ(static_cast<uint32_t>(across[static_cast<size_t>(r * width + w)]),
+                      expected[static_cast<size_t>(w)])
                 << bits << " bits, row " << r << ", word " << w << " of " << count << " values";
-            ASSERT_EQ(across[static_cast<size_t>(r * width + w)], down[static_cast<size_t>(w * rows + r)]);
+            ASSERT_EQ(across[static_cast<size_t>(r * width + w)],
+                      down[static_cast<size_t>(w * rows + r)]);
           }
         }
         unpack_rows(across.data(), rows, count, bits, back.data());

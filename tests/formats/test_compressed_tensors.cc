@@ -7,14 +7,16 @@
 namespace bitmill {
 namespace {
 
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using testing::random_quantized;
 using testing::tensor_named;
 using testing::thrown;
 using testing::word;
-using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 
-const OutputFormat& format() { return find_format("compressed-tensors"); }
+const OutputFormat& format() {
+  return find_format("compressed-tensors");
+}
 
 std::vector<NamedTensor> pack(const QuantizedLinear& q, TensorView bias = {}) {
   return format().pack({"m", q.out(), q.in(), bias.data != nullptr}, q, bias);
@@ -77,10 +79,19 @@ TEST(CompressedTensors, RefusesWhatItCannotHold) {
   EXPECT_THAT(text, HasSubstr("differs between versions"));
   settings.bits = 4;
   settings.act_order = ActOrder::kDynamic;
-  EXPECT_EQ(thrown([&] { format().check({"m", 128, 128, false}, settings); }).first, ExitCode::kUsage);
+  EXPECT_EQ(thrown([&] {
+              format().check({"m", 128, 128, false}, settings);
+            }).first,
+            ExitCode::kUsage);
   settings.act_order = ActOrder::kStatic;
-  EXPECT_EQ(thrown([&] { format().check({"m", 128, 96, false}, settings); }).first, ExitCode::kUsage);
-  EXPECT_EQ(thrown([&] { format().check({"m", 21, 128, false}, settings); }).first, ExitCode::kDone);
+  EXPECT_EQ(thrown([&] {
+              format().check({"m", 128, 96, false}, settings);
+            }).first,
+            ExitCode::kUsage);
+  EXPECT_EQ(thrown([&] {
+              format().check({"m", 21, 128, false}, settings);
+            }).first,
+            ExitCode::kDone);
 }
 
 std::vector<ModuleChoice> modules_of(int64_t group_size) {

@@ -9,10 +9,10 @@ namespace bitmill {
 namespace {
 
 using testing::FixtureOptions;
+using ::testing::HasSubstr;
 using testing::random_quantized;
 using testing::same_bytes;
 using testing::thrown;
-using ::testing::HasSubstr;
 
 const LinearSpec kLinear{"model.layers.0.mlp.down_proj", 32, 96, false};
 
@@ -44,10 +44,13 @@ TEST(FormatFiles, RoundTripIsExact) {
         for (bool symmetric : {true, false})
           for (DType model : {DType::kF16, DType::kBF16, DType::kF32}) {
             if (bits == 3 && format->name() == "compressed-tensors") continue;
-            SCOPED_TRACE(fmt::format("{} {} bits, group {}, symmetric {}", format->name(), bits, group_size, symmetric));
-            const QuantizedLinear q = random_quantized(32, 96, {.bits = bits, .group_size = group_size,
-                                                                .symmetric = symmetric,
-                                                                .scale_dtype = format->scale_dtype(model)});
+            SCOPED_TRACE(fmt::format("{} {} bits, group {}, symmetric {}", format->name(), bits,
+                                     group_size, symmetric));
+            const QuantizedLinear q = random_quantized(32, 96,
+                                                       {.bits = bits,
+                                                        .group_size = group_size,
+                                                        .symmetric = symmetric,
+                                                        .scale_dtype = format->scale_dtype(model)});
             Stored stored;
             const Checkpoint checkpoint = stored.write(format->pack(kLinear, q, {}));
             ASSERT_TRUE(format->holds(checkpoint, kLinear));
@@ -72,7 +75,8 @@ TEST(FormatFiles, ScatteredGroupsSurviveGptq) {
   EXPECT_TRUE(same_bytes(format.unpack(checkpoint, kLinear, config_of(format, q)).g_idx, q.g_idx));
 }
 
-// Changes one stored tensor (or drops it, when `change` leaves it empty) and reports what unpack says.
+// Changes one stored tensor (or drops it, when `change` leaves it empty) and reports what unpack
+// says.
 std::pair<ExitCode, std::string> broken(const std::string& format_name, const std::string& suffix,
                                         const std::function<void(Tensor&)>& change) {
   const OutputFormat& format = find_format(format_name);
@@ -106,11 +110,14 @@ TEST(FormatFiles, UnpackNamesTheTensorThatDoesNotFit) {
   std::tie(code, text) = broken("gptq", ".qzeros", [](Tensor& t) { t.as<int32_t>()[0] = -1; });
   EXPECT_EQ(code, ExitCode::kInput);
   EXPECT_THAT(text, HasSubstr(".qzeros"));
-  for (const char* suffix : {".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point"}) {
-    const bool found = broken("compressed-tensors", suffix, drop).second.find(suffix) != std::string::npos;
+  for (const char* suffix :
+       {".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point"}) {
+    const bool found =
+        broken("compressed-tensors", suffix, drop).second.find(suffix) != std::string::npos;
     EXPECT_TRUE(found) << suffix;
   }
-  std::tie(code, text) = broken("compressed-tensors", ".weight_shape", [](Tensor& t) { t.as<int64_t>()[0] = 33; });
+  std::tie(code, text) =
+      broken("compressed-tensors", ".weight_shape", [](Tensor& t) { t.as<int64_t>()[0] = 33; });
   EXPECT_EQ(code, ExitCode::kInput);
   EXPECT_THAT(text, HasSubstr("[33, 96]"));
 }

@@ -1,4 +1,5 @@
-// Reference words computed elsewhere: every case of the golden suite that stores gptq or compressed-tensors words.
+// Reference words computed elsewhere: every case of the golden suite that stores gptq or
+// compressed-tensors words.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -28,8 +29,10 @@ Tensors read_all(const std::string& path) {
   return tensors;
 }
 
-// The quantized linear of a case: of its input for pack cases, of its expected output for rtn and gptq cases.
-std::optional<QuantizedLinear> linear_of(const Tensors& tensors, const std::string& prefix, const Json& options) {
+// The quantized linear of a case: of its input for pack cases, of its expected output for rtn and
+// gptq cases.
+std::optional<QuantizedLinear> linear_of(const Tensors& tensors, const std::string& prefix,
+                                         const Json& options) {
   for (const char* name : {"codes", "scales", "zeros", "g_idx"})
     if (!tensors.contains(prefix + name)) return std::nullopt;
   QuantizedLinear q;
@@ -43,21 +46,25 @@ std::optional<QuantizedLinear> linear_of(const Tensors& tensors, const std::stri
   const Tensor& zeros = tensors.at(prefix + "zeros");
   q.zeros = Tensor(DType::kU8, zeros.shape());
   for (int64_t i = 0; i < zeros.elements(); ++i)
-    q.zeros.as<uint8_t>()[i] = zeros.dtype() == DType::kU8 ? zeros.as<uint8_t>()[i]
-                                                           : static_cast<uint8_t>(zeros.as<int32_t>()[i]);
+    q.zeros.as<uint8_t>()[i] = zeros.dtype() == DType::kU8
+                                   ? zeros.as<uint8_t>()[i]
+                                   : static_cast<uint8_t>(zeros.as<int32_t>()[i]);
   q.g_idx = clone(tensors.at(prefix + "g_idx"));
   return q;
 }
 
 // Compares all expected tensors "out.TAG.*"; returns how many.
-int compare(const std::string& name, const std::string& tag, const Tensors& expected, const QuantizedLinear& q) {
+int compare(const std::string& name, const std::string& tag, const Tensors& expected,
+            const QuantizedLinear& q) {
   int compared = 0;
   std::vector<NamedTensor> packed;
   for (const auto& [key, value] : expected) {
     const std::string prefix = "out." + tag + ".";
     if (!key.starts_with(prefix)) continue;
-    if (packed.empty()) packed = find_format(kFormats.at(tag)).pack({"m", q.out(), q.in(), false}, q, {});
-    EXPECT_TRUE(same_bytes(testing::tensor_named(packed, "m." + key.substr(prefix.size())), value)) << name << " " << key;
+    if (packed.empty())
+      packed = find_format(kFormats.at(tag)).pack({"m", q.out(), q.in(), false}, q, {});
+    EXPECT_TRUE(same_bytes(testing::tensor_named(packed, "m." + key.substr(prefix.size())), value))
+        << name << " " << key;
     ++compared;
   }
   return compared;
@@ -65,20 +72,25 @@ int compare(const std::string& name, const std::string& tag, const Tensors& expe
 
 TEST(GoldenPack, StoredWordsEqualTheReference) {
   const std::string golden = fixture_path("golden");
-  if (golden.empty()) GTEST_SKIP() << "the golden suite is not beside the source tree (BITMILL_FIXTURES)";
+  if (golden.empty())
+    GTEST_SKIP() << "the golden suite is not beside the source tree (BITMILL_FIXTURES)";
   int compared = 0, refused = 0;
-  for (const Json& item : read_json(golden + "/cases.json")["cases"]) {
+  const Json cases = read_json(golden + "/cases.json");
+  for (const Json& item : cases["cases"]) {
     const std::string name = item["name"], kind = item["kind"];
     if (kind != "pack" && kind != "rtn" && kind != "gptq") continue;
     const std::string path = golden + "/expected/" + name + ".safetensors";
     const Tensors expected = item["expect"] == "rejected" ? Tensors() : read_all(path);
-    const auto q = kind == "pack" ? linear_of(read_all(golden + "/" + item["input"].get<std::string>()), "in.", item["options"])
-                                  : linear_of(expected, "out.", item["options"]);
+    const auto q = kind == "pack"
+                       ? linear_of(read_all(golden + "/" + item["input"].get<std::string>()), "in.",
+                                   item["options"])
+                       : linear_of(expected, "out.", item["options"]);
     if (!q) continue;
     for (const auto& [tag, format] : kFormats) compared += compare(name, tag, expected, *q);
     for (const Json& tag : item.value("refuse_formats", Json::array()))
       if (const auto at = kFormats.find(tag.get<std::string>()); at != kFormats.end()) {
-        EXPECT_THROW(find_format(at->second).pack({"m", q->out(), q->in(), false}, *q, {}), Error) << name << " " << tag;
+        EXPECT_THROW(find_format(at->second).pack({"m", q->out(), q->in(), false}, *q, {}), Error)
+            << name << " " << tag;
         ++refused;
       }
   }

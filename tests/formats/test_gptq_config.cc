@@ -8,12 +8,13 @@
 namespace bitmill {
 namespace {
 
-using testing::thrown;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using testing::thrown;
 
-constexpr const char* kInner[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                                  "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"};
+constexpr const char* kInner[] = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+                                  "self_attn.o_proj", "mlp.gate_proj",    "mlp.up_proj",
+                                  "mlp.down_proj"};
 
 std::vector<ModuleChoice> two_blocks() {
   std::vector<ModuleChoice> modules;
@@ -71,7 +72,8 @@ TEST(GptqConfig, HasTheKeysThatLoadersInsistOn) {
   EXPECT_EQ(config["format"], "gptq");
   EXPECT_EQ(config["pack_dtype"], "int32");
   EXPECT_EQ(config["modules_in_block_to_quantize"],
-            Json::parse(R"([["self_attn.q_proj","self_attn.k_proj","self_attn.v_proj"],["self_attn.o_proj"],
+            Json::parse(
+                R"([["self_attn.q_proj","self_attn.k_proj","self_attn.v_proj"],["self_attn.o_proj"],
                             ["mlp.gate_proj","mlp.up_proj"],["mlp.down_proj"]])"));
   EXPECT_FALSE(config.contains("dynamic"));
   EXPECT_THAT(config["meta"]["quantizer"][0].get<std::string>(), HasSubstr("bitmill:"));
@@ -116,7 +118,9 @@ TEST(GptqConfig, OwnBitsBecomeOverrides) {
   const OutputFormat& format = find_format("gptq");
   EXPECT_NO_THROW(format.check_model(modules));
   const Json config = config_of("gptq", modules);
-  EXPECT_EQ(config["dynamic"], Json::parse(R"({"+:^model\\.layers\\.0\\.mlp\\.down_proj$": {"bits": 8, "group_size": 32}})"));
+  EXPECT_EQ(config["dynamic"],
+            Json::parse(
+                R"({"+:^model\\.layers\\.0\\.mlp\\.down_proj$": {"bits": 8, "group_size": 32}})"));
   EXPECT_EQ(format.configured(config, "model.layers.0.mlp.down_proj").bits, 8);
   EXPECT_EQ(format.configured(config, "model.layers.0.mlp.down_proj").group_size, 32);
   EXPECT_EQ(format.configured(config, "model.layers.1.mlp.down_proj").bits, 4);
@@ -144,7 +148,8 @@ TEST(GptqCheckModel, RefusesWhatEnginesCannotLoad) {
   for (const char* format : {"gptq", "compressed-tensors"}) {
     std::tie(code, text) = thrown([&] { find_format(format).check_model(modules); });
     EXPECT_EQ(code, ExitCode::kUsage);
-    EXPECT_THAT(text, HasSubstr("0.self_attn.q_proj and model.layers.0.self_attn.k_proj as one matrix"));
+    EXPECT_THAT(text,
+                HasSubstr("0.self_attn.q_proj and model.layers.0.self_attn.k_proj as one matrix"));
   }
 
   modules = two_blocks();
@@ -156,14 +161,19 @@ TEST(GptqCheckModel, RefusesWhatEnginesCannotLoad) {
 
 TEST(GptqConfigured, ReadsForeignFiles) {
   const OutputFormat& format = find_format("gptq");
-  const auto at = [&](const char* text) { return format.configured(Json::parse(text), "model.layers.0.mlp.up_proj"); };
+  const auto at = [&](const char* text) {
+    return format.configured(Json::parse(text), "model.layers.0.mlp.up_proj");
+  };
   EXPECT_TRUE(at(R"({"bits": 4, "group_size": -1})").symmetric);
   EXPECT_EQ(at(R"({"bits": 4, "group_size": 64, "dynamic": {".*up_proj": {"bits": 8}}})").bits, 8);
-  EXPECT_FALSE(at(R"({"bits": 4, "group_size": 64, "modules_in_block_to_quantize": ["mlp.down_proj"]})").quantized);
+  EXPECT_FALSE(
+      at(R"({"bits": 4, "group_size": 64, "modules_in_block_to_quantize": ["mlp.down_proj"]})")
+          .quantized);
   EXPECT_EQ(thrown([&] { at(R"({"group_size": 64})"); }).first, ExitCode::kInput);
   EXPECT_EQ(thrown([&] { at(R"({"bits": 5, "group_size": 64})"); }).first, ExitCode::kInput);
   EXPECT_EQ(thrown([&] { at(R"({"bits": 4, "group_size": 0})"); }).first, ExitCode::kInput);
-  EXPECT_EQ(thrown([&] { at(R"({"bits": 4, "group_size": 64, "dynamic": {"-:(": {}}})"); }).first, ExitCode::kInput);
+  EXPECT_EQ(thrown([&] { at(R"({"bits": 4, "group_size": 64, "dynamic": {"-:(": {}}})"); }).first,
+            ExitCode::kInput);
 }
 
 TEST(GptqConfigViolations, EachBrokenKeyIsNamed) {
@@ -171,7 +181,10 @@ TEST(GptqConfigViolations, EachBrokenKeyIsNamed) {
   const Json good = config_of("gptq", two_blocks());
   const auto broken = [&](const char* key, const Json& value) {
     Json config = good;
-    if (value.is_null()) config.erase(key); else config[key] = value;
+    if (value.is_null())
+      config.erase(key);
+    else
+      config[key] = value;
     const auto found = format.config_violations(config, two_blocks());
     return found.empty() ? std::string() : found.front();
   };

@@ -26,8 +26,8 @@ ModelSpec model(int64_t hidden, int64_t intermediate, int64_t kv_heads, int64_t 
   return spec;
 }
 
-std::vector<LoadWarning> check(const ModelSpec& spec, const std::string& format, int bits, int64_t group_size,
-                               bool symmetric = true) {
+std::vector<LoadWarning> check(const ModelSpec& spec, const std::string& format, int bits,
+                               int64_t group_size, bool symmetric = true) {
   std::vector<ModuleChoice> modules;
   for (const LinearSpec& linear : spec.blocks[0].linears) {
     ModuleChoice choice;
@@ -53,13 +53,16 @@ TEST(LoadRules, ALargeModelLoadsEverywhere) {
 }
 
 TEST(LoadRules, AGroupMustNotStraddleTheSplit) {
-  // Llama-7B: 11008 / 8 = 1376 = 10.75 groups of 128, also no multiple of 128; 11008 / 4 = 2752 = 21.5 groups.
+  // Llama-7B: 11008 / 8 = 1376 = 10.75 groups of 128, also no multiple of 128; 11008 / 4 = 2752
+  // = 21.5 groups.
   const auto warnings = check(model(4096, 11008, 32, 128), "gptq", 4, 128);
   EXPECT_EQ(text_of(warnings, 1), "");
   EXPECT_EQ(text_of(warnings, 2), "");
-  EXPECT_THAT(text_of(warnings, 4), HasSubstr("down_proj: a group of 128 columns straddles the split: 2752 columns"));
+  EXPECT_THAT(text_of(warnings, 4),
+              HasSubstr("down_proj: a group of 128 columns straddles the split: 2752 columns"));
   EXPECT_THAT(text_of(warnings, 8), HasSubstr("1376 columns per rank"));
-  EXPECT_EQ(text_of(check(model(4096, 11008, 32, 128), "gptq", 4, -1), 8).find("straddles"), std::string::npos);
+  EXPECT_EQ(text_of(check(model(4096, 11008, 32, 128), "gptq", 4, -1), 8).find("straddles"),
+            std::string::npos);
 }
 
 TEST(LoadRules, OneWarningPerSplitAndReason) {
@@ -76,16 +79,20 @@ TEST(LoadRules, KeysAndValuesAreReplicatedBeyondTheirHeads) {
 
 TEST(LoadRules, SchemesThatAnEngineHasNoKernelFor) {
   const ModelSpec spec = model(8192, 28672, 8, 128);
-  EXPECT_THAT(text_of(check(spec, "gptq", 3, 128), 1), HasSubstr("vLLM reads gptq only with 4 or 8 bits"));
+  EXPECT_THAT(text_of(check(spec, "gptq", 3, 128), 1),
+              HasSubstr("vLLM reads gptq only with 4 or 8 bits"));
   EXPECT_THAT(text_of(check(spec, "gptq_v2", 4, 128, false), 1), HasSubstr("symmetric=true"));
   EXPECT_EQ(text_of(check(spec, "compressed-tensors", 4, 128, false), 1), "");
-  EXPECT_THAT(text_of(check(spec, "compressed-tensors", 2, 128, false), 1), HasSubstr("4 or 8 bits"));
+  EXPECT_THAT(text_of(check(spec, "compressed-tensors", 2, 128, false), 1),
+              HasSubstr("4 or 8 bits"));
   EXPECT_THAT(text_of(check(spec, "gptq", 4, 256), 1), HasSubstr("group_size=256"));
 }
 
 TEST(LoadRules, DimensionsThatDoNotDivide) {
-  EXPECT_THAT(text_of(check(model(8192, 28672 + 64 * 3, 8, 128), "gptq", 4, 64), 8), HasSubstr("28864"));
-  EXPECT_THAT(text_of(check(model(8196, 28672, 8, 128), "gptq", 4, -1), 8), HasSubstr("do not divide by 8"));
+  EXPECT_THAT(text_of(check(model(8192, 28672 + 64 * 3, 8, 128), "gptq", 4, 64), 8),
+              HasSubstr("gate_proj: 3608 output rows per rank are no multiple of 64"));
+  EXPECT_THAT(text_of(check(model(8196, 28672, 8, 128), "gptq", 4, -1), 8),
+              HasSubstr("do not divide by 8"));
 }
 
 }  // namespace

@@ -35,6 +35,8 @@ std::string unsupported(const Json& c) {
   return "";
 }
 
+bool wants(const Json& c, const char* output) { return c.contains("outputs") && c["outputs"].contains(output); }
+
 QuantizeSettings settings_of(const Json& options, const std::string& algorithm) {
   QuantizeSettings s;
   s.algorithm = algorithm;
@@ -88,8 +90,10 @@ Hessian hessian_given(const Tensor& matrix, DType dtype) {
 }
 
 void add_words(const Json& c, const QuantizedLinear& linear, Outcome& outcome) {
-  std::vector<std::string> names = c.value("formats", std::vector<std::string>());
-  for (const std::string& name : c.value("refuse_formats", std::vector<std::string>())) names.push_back(name);
+  const std::vector<std::string> wanted = c.value("formats", std::vector<std::string>());
+  const std::vector<std::string> refused = c.value("refuse_formats", std::vector<std::string>());
+  std::vector<std::string> names = wanted;
+  names.insert(names.end(), refused.begin(), refused.end());
   for (const std::string& name : names) {
     if (!format_name(name)) continue;
     const OutputFormat& format = find_format(*format_name(name));
@@ -97,10 +101,11 @@ void add_words(const Json& c, const QuantizedLinear& linear, Outcome& outcome) {
     spec.module = kModule;
     spec.out = linear.out();
     spec.in = linear.in();
-    QuantizeSettings settings = settings_of(c.at("options"), "rtn");
+    const QuantizeSettings settings = settings_of(c.at("options"), "rtn");
     try {
-      // The v1 packer takes asymmetric grids too; only the product refuses them earlier.
-      if (name != "gptq_v1") format.check(spec, settings);
+      // Packers can do more than the product lets through (ragged groups, asymmetric v1): wanted words are packed
+      // without asking, refused ones must be stopped by the check or by the packer.
+      if (std::find(refused.begin(), refused.end(), name) != refused.end()) format.check(spec, settings);
       for (NamedTensor& tensor : format.pack(spec, linear, TensorView())) {
         const std::string suffix = tensor.name.substr(std::string(kModule).size() + 1);
         outcome.tensors["out." + name + "." + suffix] = std::move(tensor.data);
@@ -118,7 +123,6 @@ Tensor widened_zeros(const Tensor& zeros) {
 }
 
 void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& backend, Outcome& outcome) {
-  const Json& outputs = c.at("outputs");
   QuantizedLinear& linear = result.linear;
   const QuantizeRecord& record = result.record;
   outcome.tensors["out.dequant"] = Tensor(DType::kF32, linear.codes.shape());
@@ -127,7 +131,7 @@ void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& back
   outcome.tensors["out.scales"] = converted(linear.scales, dtype);
   outcome.tensors["out.zeros"] = widened_zeros(linear.zeros);
   const bool gptq = c.at("kind") == "gptq";
-  if (outputs.contains("out.layer_error")) outcome.tensors["out.layer_error"] = single(DType::kF64, record.error);
+  if (wants(c, "out.layer_error")) outcome.tensors["out.layer_error"] = single(DType::kF64, record.error);
   if (gptq && record.method == "gptq") {
     outcome.tensors["out.loss"] = single(DType::kF64, record.loss);
     outcome.tensors["out.damp"] = single(DType::kF64, record.damp);
@@ -150,7 +154,7 @@ void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& b
   std::optional<Hessian> hessian;
   if (inputs.contains("in.hessian")) {
     hessian = hessian_given(inputs.at("in.hessian"), dtype);
-  } else if (algorithm == "gptq" || c.at("outputs").contains("out.layer_error")) {
+  } else if (algorithm == "gptq" || wants(c, "out.layer_error")) {
     hessian = hessian_of(inputs.at("in.x"), dtype, backend);
   }
   std::vector<QuantizeResult> results =

@@ -172,7 +172,8 @@ TEST(Rope, RefusalsNameTheKey) {
       {R"({"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4,
            "high_freq_factor": 4, "original_max_position_embeddings": 32}})",
        "high_freq_factor is 4, expected more than"},
-      {R"({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1, 1, 1, 1]}})",
+      {R"({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1, 1, 1, 1]
+          }})",
        "rope_scaling.short_factor has 1 numbers, expected 4"},
       {R"({"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 0]}})",
        "short_factor is [1,1,1,0], expected a list of positive numbers"},

@@ -45,20 +45,20 @@ void pack_rows(const float* x, int64_t stride, int64_t rows, int64_t n, C* out) 
     for (int64_t i = 0; i < n; ++i) store_float(x[r * stride + i], out[r * n + i]);
 }
 
-// Rounds q, k, v to C and lays each head's rows side by side, which is what the products read fastest.
+// Rounds one tile of rows of q, k, v to C and lays each head's rows side by side, which is what the products read fastest.
 template <typename C>
-void pack_sequence(const Cut& cut, int64_t sequence, const float* q, const float* k, const float* v, C* q_out,
-                   C* k_out, C* v_out) {
+void pack_tile(const Cut& cut, int64_t sequence, int64_t tile, const float* q, const float* k, const float* v,
+               C* q_out, C* k_out, C* v_out) {
   const AttentionShape& s = cut.shape;
-  const int64_t width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim, begin = sequence * s.length;
-  for (int64_t tile = 0; tile < cut.tiles; ++tile)
-    for (int64_t h = 0; h < s.heads; ++h)
-      pack_rows(q + (begin + tile * kQueryRows) * width + h * s.head_dim, width, cut.rows_of(tile), s.head_dim,
-                q_out + cut.query_offset(sequence, h, tile));
+  const int64_t width = s.heads * s.head_dim, kv_width = s.kv_heads * s.head_dim, rows = cut.rows_of(tile);
+  const int64_t row = tile * kQueryRows, token = sequence * s.length + row;
+  for (int64_t h = 0; h < s.heads; ++h)
+    pack_rows(q + token * width + h * s.head_dim, width, rows, s.head_dim,
+              q_out + cut.query_offset(sequence, h, tile));
   for (int64_t h = 0; h < s.kv_heads; ++h) {
-    const int64_t from = begin * kv_width + h * s.head_dim, to = cut.key_offset(sequence, h);
-    pack_rows(k + from, kv_width, s.length, s.head_dim, k_out + to);
-    pack_rows(v + from, kv_width, s.length, s.head_dim, v_out + to);
+    const int64_t from = token * kv_width + h * s.head_dim, to = cut.key_offset(sequence, h) + row * s.head_dim;
+    pack_rows(k + from, kv_width, rows, s.head_dim, k_out + to);
+    pack_rows(v + from, kv_width, rows, s.head_dim, v_out + to);
   }
 }
 
@@ -121,8 +121,8 @@ void run_attention(ThreadPool& pool, const std::vector<std::unique_ptr<MatmulCon
   Tensor q_packed(type, {tokens * shape.heads * shape.head_dim});
   Tensor k_packed(type, {tokens * shape.kv_heads * shape.head_dim});
   Tensor v_packed(type, {tokens * shape.kv_heads * shape.head_dim});
-  pool.parallel_for(shape.sequences, [&](int64_t sequence, int) {
-    pack_sequence(cut, sequence, q, k, v, q_packed.as<C>(), k_packed.as<C>(), v_packed.as<C>());
+  pool.parallel_for(shape.sequences * cut.tiles, [&](int64_t i, int) {
+    pack_tile(cut, i / cut.tiles, i % cut.tiles, q, k, v, q_packed.as<C>(), k_packed.as<C>(), v_packed.as<C>());
   });
   const Packed<C> packed{q_packed.as<C>(), k_packed.as<C>(), v_packed.as<C>(), type};
   const int64_t items_per_row = shape.heads / cut.heads_per_item;

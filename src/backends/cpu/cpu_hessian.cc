@@ -33,10 +33,16 @@ std::vector<Tile> all_tiles(int64_t n) {
   return tiles;
 }
 
-// Columns [col, col + cols) of x [tokens, n] as a dense [tokens, cols].
-void pack_panel(const char* x, int64_t tokens, int64_t n, int64_t col, int64_t cols, int64_t element, char* panel) {
-  for (int64_t t = 0; t < tokens; ++t)
-    std::memcpy(panel + t * cols * element, x + (t * n + col) * element, static_cast<size_t>(cols * element));
+// Rows [begin, end) of x [tokens, n] into panels: per tile of columns a dense [tokens, columns], one after another.
+void pack_panels(TensorView x, int64_t begin, int64_t end, char* panels) {
+  const int64_t tokens = x.rows(), n = x.cols(), edge = hessian_tile(n), element = dtype_bits(x.dtype) / 8;
+  for (int64_t col = 0; col < n; col += edge) {
+    const int64_t cols = std::min(edge, n - col);
+    char* panel = panels + col * tokens * element;
+    for (int64_t t = begin; t < end; ++t)
+      std::memcpy(panel + t * cols * element, x.as<char>() + (t * n + col) * element,
+                  static_cast<size_t>(cols * element));
+  }
 }
 
 // Rows of H that belong to tile row `row`, in full (the part right of the diagonal comes from the tiles below it).
@@ -50,8 +56,8 @@ void expand_tile_row(const T* h, int64_t n, int64_t row, T* out) {
     if (other <= row) {
       for (int64_t r = 0; r < tile.rows; ++r) std::copy_n(from + r * tile.cols, tile.cols, to + r * n);
     } else {
-      for (int64_t r = 0; r < tile.rows; ++r)
-        for (int64_t c = 0; c < tile.cols; ++c) to[c * n + r] = from[r * tile.cols + c];
+      for (int64_t c = 0; c < tile.cols; ++c)
+        for (int64_t r = 0; r < tile.rows; ++r) to[c * n + r] = from[r * tile.cols + c];
     }
   }
 }
@@ -66,18 +72,18 @@ double diagonal_value(TensorView diagonal, int64_t i) {
 }
 
 template <typename T, typename Out>
-void gather(ThreadPool& pool, const T* h, const int32_t* order, double factor, TensorView diagonal, int64_t n,
-            Out* out) {
+void gather(ThreadPool& pool, const std::vector<std::unique_ptr<MatmulContext>>& contexts, const T* h,
+            const int32_t* order, double factor, TensorView diagonal, int64_t n, Out* out) {
   std::vector<int64_t> position(n);
   for (int64_t i = 0; i < n; ++i) position[order[i]] = i;
   const int64_t edge = hessian_tile(n);
-  pool.parallel_for(tile_rows(n), [&](int64_t row, int) {
+  pool.parallel_for(tile_rows(n), [&](int64_t row, int thread) {
     const int64_t first = row * edge, rows = std::min(edge, n - first);
-    std::vector<T> full(static_cast<size_t>(rows * n));
-    expand_tile_row(h, n, row, full.data());
+    T* full = static_cast<T*>(contexts[thread]->workspace(rows * n * int64_t{sizeof(T)}));
+    expand_tile_row(h, n, row, full);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = position[first + r];
-      gather_row(full.data() + r * n, order, factor, at, out + at * n);
+      gather_row(full + r * n, order, factor, at, out + at * n);
       out[at * n + at] = static_cast<Out>(diagonal_value(diagonal, first + r));
     }
   });
@@ -116,8 +122,9 @@ void CpuBackend::hessian_update(TensorView x, TensorView h) {
   if (tokens == 0) return;
   Tensor panels(x.dtype, {tokens, n});  // one dense panel of columns after another
   const auto panel = [&](int64_t i) { return panels.as<char>() + i * edge * tokens * element; };
-  pool_.parallel_for(tile_rows(n), [&](int64_t i, int) {
-    pack_panel(x.as<char>(), tokens, n, i * edge, std::min(edge, n - i * edge), element, panel(i));
+  constexpr int64_t kPackRows = 128;
+  pool_.parallel_for((tokens + kPackRows - 1) / kPackRows, [&](int64_t item, int) {
+    pack_panels(x, item * kPackRows, std::min(tokens, (item + 1) * kPackRows), panels.as<char>());
   });
   const std::vector<Tile> tiles = all_tiles(n);
   pool_.parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t item, int thread) {
@@ -166,7 +173,9 @@ void CpuBackend::hessian_gather(TensorView h, TensorView order, double factor, T
   BITMILL_CHECK(h.elements() == hessian_elements(n) && order.dtype == DType::kI32);
   BITMILL_CHECK(diagonal.elements() == n && out.rows() == n && out.cols() == n);
   with_real_type(h, [&](const auto* from) {
-    with_real_type(out, [&](auto* to) { gather(pool_, from, order.as<int32_t>(), factor, diagonal, n, to); });
+    with_real_type(out, [&](auto* to) {
+      gather(pool_, contexts_, from, order.as<int32_t>(), factor, diagonal, n, to);
+    });
   });
 }
 

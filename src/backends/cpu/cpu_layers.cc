@@ -53,12 +53,12 @@ void rope_head(float* x, const float* cosine, const float* sine, int64_t pairs) 
 }
 
 struct Silu {
-  static float of(float x) { return x / (1.0f + fast_exp(-x)); }
+  static float of(float x) { return x / (1.0f + exp_clamped(-x)); }
 };
 struct GeluTanh {  // (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
   static float of(float x) {
     const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + fast_exp(-2.0f * u));
+    return x / (1.0f + exp_clamped(-2.0f * u));
   }
 };
 struct Relu {

@@ -1,10 +1,12 @@
 // Elementwise arithmetic that the compiler vectorises: loads and stores of the float types, exp, sums and maxima in fixed
 // lanes. Written without reassociation: a sum has kLanes partial sums, folded in one order, so its bits are the same
-// wherever it runs. Private to backends/cpu.
+// wherever it runs. Users are compiled with -fno-trapping-math (the values are the same, only exception flags may differ), without
+// which comparisons keep loops scalar. Private to backends/cpu.
 #pragma once
 
 #include <immintrin.h>  // F16C: half-precision conversion
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -23,23 +25,33 @@ inline float load_float(Float16 value) { return _cvtsh_ss(value.bits); }
 inline void store_float(float value, float& out) { out = value; }
 inline void store_float(float value, BFloat16& out) { out = to_bf16(value); }
 
-// e^x to about 1.5e-7 relative; x is clamped to the range of normal results, NaN stays NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its series to the sixth power; 2^n is added to the exponent bits.
-inline float fast_exp(float x) {
-  x = x > 88.3f ? 88.3f : x;
-  x = x < -87.3f ? -87.3f : x;
+// e^x to 1e-7 relative for |x| <= 80; beyond, x is clamped: e^80 and e^-80 stand for everything larger and smaller, which
+// keeps quotients of results out of the denormals (their arithmetic is a hundred times slower). NaN gives some finite value.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial; 2^n is added to the exponent bits. The clamps compare bits as
+// integers (magnitudes order like integers), because a compiler splits floating-point clamps into branches.
+inline float exp_clamped(float x) {
+  constexpr int32_t kHighest = std::bit_cast<int32_t>(80.0f);
+  constexpr uint32_t kLowest = std::bit_cast<uint32_t>(-80.0f);
+  const int32_t below = std::min(std::bit_cast<int32_t>(x), kHighest);
+  x = std::bit_cast<float>(std::min(static_cast<uint32_t>(below), kLowest));
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const float shifted = x * 1.44269504088896341f + kMagic;
   const float n = shifted - kMagic;
   const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts
-  float p = 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r * r + r;
-  p = p + 1.0f;
+  float p = 1.9875691500e-4f;  // (e^r - 1 - r) / r^2, minimax (Cephes expf)
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
   return std::bit_cast<float>(std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(shifted) << 23));
+}
+
+// The same, and NaN stays NaN.
+inline float fast_exp(float x) {
+  const float result = exp_clamped(x);
+  return x == x ? result : x;
 }
 
 // Folds partial results pairwise: lane l with lane l + 8, then 4, 2, 1.

@@ -8,27 +8,26 @@ namespace bitmill {
 namespace {
 
 using testing::FixtureOptions;
+using ::testing::HasSubstr;
 using testing::random_quantized;
 using testing::tensor_named;
 using testing::thrown;
 using testing::word;
-using ::testing::HasSubstr;
 
 const LinearSpec kLinear{"model.layers.0.self_attn.q_proj", 32, 64, true};
 
-std::vector<NamedTensor> pack(const std::string& format, const QuantizedLinear& q, TensorView bias = {}) {
+std::vector<NamedTensor> pack(const std::string& format, const QuantizedLinear& q,
+                              TensorView bias = {}) {
   return find_format(format).pack({"m", q.out(), q.in(), bias.data != nullptr}, q, bias);
-}
-
-void fill(const Tensor& tensor, uint8_t value) {
-  for (int64_t i = 0; i < tensor.elements(); ++i) tensor.as<uint8_t>()[i] = value;
 }
 
 TEST(Gptq, CodesRunDownTheColumnsOfQweight) {
   QuantizedLinear q = random_quantized(8, 16, {.group_size = 8});
   for (int64_t o = 0; o < 8; ++o)
-    for (int64_t i = 0; i < 16; ++i) q.codes.as<uint8_t>()[o * 16 + i] = static_cast<uint8_t>(i % 8);
-  q.codes.as<uint8_t>()[3 * 16 + 8] = 15;  // row 3, column 8: word row 1, word column 3, lowest nibble
+    for (int64_t i = 0; i < 16; ++i)
+      q.codes.as<uint8_t>()[o * 16 + i] = static_cast<uint8_t>(i % 8);
+  q.codes.as<uint8_t>()[3 * 16 + 8] =
+      15;  // row 3, column 8: word row 1, word column 3, lowest nibble
   const auto tensors = pack("gptq", q);
   const Tensor& qweight = tensor_named(tensors, "m.qweight");
   EXPECT_EQ(qweight.shape(), Shape({2, 8}));
@@ -38,9 +37,12 @@ TEST(Gptq, CodesRunDownTheColumnsOfQweight) {
 }
 
 TEST(Gptq, VersionOneStoresZeroPointsMinusOne) {
-  struct Case { int bits; uint32_t v1, v2; };
-  for (const Case& c : {Case{4, 0x77777777, 0x88888888}, Case{2, 0x55555555, 0xAAAAAAAA}, Case{8, 0x7F7F7F7F, 0x80808080},
-                        Case{3, 0xDB6DB6DB, 0x24924924}}) {
+  struct Case {
+    int bits;
+    uint32_t v1, v2;
+  };
+  for (const Case& c : {Case{4, 0x77777777, 0x88888888}, Case{2, 0x55555555, 0xAAAAAAAA},
+                        Case{8, 0x7F7F7F7F, 0x80808080}, Case{3, 0xDB6DB6DB, 0x24924924}}) {
     const QuantizedLinear q = random_quantized(32, 64, {.bits = c.bits});
     EXPECT_EQ(word(tensor_named(pack("gptq", q), "m.qzeros"), 0), c.v1) << c.bits;
     EXPECT_EQ(word(tensor_named(pack("gptq_v2", q), "m.qzeros"), 0), c.v2) << c.bits;
@@ -73,8 +75,8 @@ TEST(Gptq, ScalesAreTransposedAndHalf) {
 TEST(Gptq, BiasIsRoundedToHalfAndRefusedBeyondIt) {
   const QuantizedLinear q = random_quantized(8, 32, {});
   Tensor bias = Tensor::zeros(DType::kF32, {8});
-  bias.as<float>()[0] = 1.0f + 0x1p-11f;              // half way: to even, 1
-  bias.as<float>()[1] = 1.0f + 0x1p-10f + 0x1p-11f;   // half way: to even, 1 + 2^-9
+  bias.as<float>()[0] = 1.0f + 0x1p-11f;             // half way: to even, 1
+  bias.as<float>()[1] = 1.0f + 0x1p-10f + 0x1p-11f;  // half way: to even, 1 + 2^-9
   const auto tensors = pack("gptq", q, bias);
   const Tensor& stored = tensor_named(tensors, "m.bias");
   ASSERT_EQ(stored.dtype(), DType::kF16);
@@ -103,8 +105,12 @@ TEST(Gptq, SpecsSayWhatPackWrites) {
         settings.bits = bits;
         settings.group_size = group_size;
         const OutputFormat& f = find_format(format);
-        const auto tensors = f.pack(kLinear, random_quantized(32, 64, {.bits = bits, .group_size = group_size,
-                                                                       .scale_dtype = f.scale_dtype(DType::kBF16)}), bias);
+        const auto tensors = f.pack(kLinear,
+                                    random_quantized(32, 64,
+                                                     {.bits = bits,
+                                                      .group_size = group_size,
+                                                      .scale_dtype = f.scale_dtype(DType::kBF16)}),
+                                    bias);
         const auto specs = f.packed_specs(kLinear, settings, DType::kBF16);
         ASSERT_EQ(specs.size(), tensors.size());
         for (size_t i = 0; i < specs.size(); ++i) {
@@ -128,7 +134,8 @@ TEST(GptqCheck, NamesWhatCannotBeStored) {
   settings.bits = 5;
   auto [code, text] = checked("gptq", kLinear, settings);
   EXPECT_EQ(code, ExitCode::kUsage);
-  EXPECT_THAT(text, HasSubstr("output.format=gptq stores 2, 3, 4, 8 bits, quantize.bits=5 was asked for"));
+  EXPECT_THAT(
+      text, HasSubstr("output.format=gptq stores 2, 3, 4, 8 bits, quantize.bits=5 was asked for"));
 
   settings.bits = 4;
   settings.symmetric = false;
@@ -174,11 +181,18 @@ TEST(FormatTable, FormatOfReadsTheConfig) {
   };
   EXPECT_EQ(named("{}"), "float");
   EXPECT_EQ(named(R"({"quantization_config": {"quant_method": "gptq"}})"), "gptq");
-  EXPECT_EQ(named(R"({"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "format": "x"}})"), "gptq_v2");
-  EXPECT_EQ(named(R"({"quantization_config": {"quant_method": "gptq", "format": "gptq_v2"}})"), "gptq_v2");
-  EXPECT_EQ(named(R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}})"),
-            "compressed-tensors");
-  const auto [code, text] = thrown([&] { named(R"({"quantization_config": {"quant_method": "fp8"}})"); });
+  EXPECT_EQ(
+      named(
+          R"({"quantization_config": {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "format": "x"}})"),
+      "gptq_v2");
+  EXPECT_EQ(named(R"({"quantization_config": {"quant_method": "gptq", "format": "gptq_v2"}})"),
+            "gptq_v2");
+  EXPECT_EQ(
+      named(
+          R"({"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}})"),
+      "compressed-tensors");
+  const auto [code, text] =
+      thrown([&] { named(R"({"quantization_config": {"quant_method": "fp8"}})"); });
   EXPECT_EQ(code, ExitCode::kInput);
   EXPECT_THAT(text, HasSubstr("fp8"));
 }
