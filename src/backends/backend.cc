@@ -32,7 +32,8 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
     if (options.kind == "auto" || options.kind == entry.name) return entry.make(options);
   if (options.kind == "cuda")
     fail(ExitCode::kDoesNotFit, "run.backend=cuda: this build has no CUDA backend; use cpu");
-  fail(ExitCode::kUsage, "run.backend={}: unknown backend; expected auto, cpu or cuda", options.kind);
+  fail(ExitCode::kUsage, "run.backend={}: unknown backend; expected auto, cpu or cuda",
+       options.kind);
 }
 
 }  // namespace bitmill

@@ -1,5 +1,8 @@
 #include "commands/job.h"
 
+#include <algorithm>
+#include <map>
+
 #include "core/log.h"
 #include "pipeline/memory.h"
 
@@ -32,6 +35,39 @@ void refuse_quantized(const ModelSource& source) {
          source.format()->name());
 }
 
+namespace {
+
+// Checkpoints up to this size are digested whole (under a second); of larger ones every file gives evenly spaced pieces.
+constexpr int64_t kWholeBytes = int64_t{1} << 30;
+constexpr int64_t kPieces = 256, kPieceBytes = 64 << 10;
+
+// Digest of config, tensor directory and content: a source that changed must not pass for the one a result came from.
+std::string model_digest(const ModelSource& source) {
+  std::string text = source.config().dump();
+  std::map<int, std::pair<int64_t, int64_t>> extents;  // file -> first and last byte of its tensors
+  for (const auto& [name, entry] : source.checkpoint().tensors()) {
+    text += fmt::format("\n{} {} {} {}", name, dtype_name(entry.dtype), entry.shape.text(), entry.offset);
+    auto& [first, end] = extents.try_emplace(entry.file, entry.offset, 0).first->second;
+    first = std::min(first, entry.offset);
+    end = std::max(end, entry.offset + entry.bytes);
+  }
+  const bool whole = source.checkpoint().total_bytes() <= kWholeBytes;
+  std::string piece(static_cast<size_t>(whole ? 8 << 20 : kPieceBytes), '\0');
+  for (const auto& [file, extent] : extents) {
+    const RangeReader reader(source.directory() + "/" + source.checkpoint().files()[static_cast<size_t>(file)]);
+    const int64_t bytes = extent.second - extent.first, size = static_cast<int64_t>(piece.size());
+    const int64_t step = whole ? size : std::max(size, bytes / kPieces);
+    for (int64_t at = 0; at < bytes; at += step) {
+      const int64_t count = std::min(size, bytes - at);
+      reader.read(extent.first + at, count, piece.data());
+      text += digest(piece.data(), static_cast<size_t>(count));
+    }
+  }
+  return digest(text.data(), text.size());
+}
+
+}  // namespace
+
 Fingerprint fingerprint_of(const RunOptions& options, const ModelSource& source, DType compute, TensorView ids) {
   Fingerprint fingerprint;
   const std::string settings = effective_config(options, true);
@@ -44,10 +80,7 @@ Fingerprint fingerprint_of(const RunOptions& options, const ModelSource& source,
     }
     at = end + 1;
   }
-  std::string tensors = source.config().dump();
-  for (const auto& [name, entry] : source.checkpoint().tensors())
-    tensors += fmt::format("\n{} {} {} {}", name, dtype_name(entry.dtype), entry.shape.text(), entry.offset);
-  fingerprint["input.model"] = digest(tensors.data(), tensors.size());
+  fingerprint["input.model"] = model_digest(source);
   fingerprint["input.tokens"] =
       ids.data == nullptr ? "none" : ids.shape.text() + " " + digest(ids.data, static_cast<size_t>(ids.bytes()));
   fingerprint["run.compute"] = compute == DType::kBF16 ? "bfloat16" : "float32";

@@ -19,7 +19,7 @@ void check_all(const std::string& directory, const std::string& against, Backend
   std::optional<Checkpoint> source;
   if (!against.empty()) source.emplace(Checkpoint::open(against));
 
-  check_directory(directory, report);
+  check_directory(directory, format != nullptr, report);
   std::optional<Checkpoint> checkpoint;
   try {
     checkpoint.emplace(Checkpoint::open(directory));

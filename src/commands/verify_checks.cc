@@ -261,7 +261,7 @@ bool is_recomputed_buffer(const std::string& name) {
 
 }  // namespace
 
-void check_directory(const std::string& directory, VerifyReport& report) {
+void check_directory(const std::string& directory, bool is_output, VerifyReport& report) {
   const std::vector<std::string> present = safetensors_in(directory);
   const std::string index_path = directory + "/model.safetensors.index.json";
   std::vector<std::string> expected = {"model.safetensors"};
@@ -270,12 +270,16 @@ void check_directory(const std::string& directory, VerifyReport& report) {
     index = read_json(index_path);
     expected = check_index("model.safetensors.index.json", index, report);
   }
-  for (const std::string& file : present)
-    if (std::find(expected.begin(), expected.end(), file) == expected.end())
-      report.violation("{} lies in the directory but {}", file,
-                       index.is_null() ? "there is no index" : "the index does not name it");
   int64_t total = 0;
-  for (const std::string& file : present) check_header(directory + "/" + file, total, report);
+  for (const std::string& file : present) {
+    if (std::find(expected.begin(), expected.end(), file) != expected.end()) {
+      check_header(directory + "/" + file, total, report);
+      continue;
+    }
+    const std::string text = fmt::format("{} lies in the directory but {}", file,
+                                         index.is_null() ? "there is no index" : "the index does not name it");
+    (is_output ? report.violations : report.warnings).push_back(text);
+  }
   if (index.is_object() && index.contains("metadata") && index["metadata"].contains("total_size") &&
       index["metadata"]["total_size"] != total)
     report.violation("model.safetensors.index.json: total_size is {}, the tensors hold {} bytes",

@@ -40,7 +40,7 @@ struct VerifyInput {
 
 // Names of shards and of stray files, the index and its total_size, header metadata, alignment.
 // Needs no open Checkpoint.
-void check_directory(const std::string& directory, VerifyReport& report);
+void check_directory(const std::string& directory, bool is_output, VerifyReport& report);
 
 // Every linear of every block: packed tensors or a float weight, codes, zero points, scales,
 // groups, error against the source. Adds the tensor names it accounts for to `known`; returns what

@@ -10,8 +10,10 @@ namespace bitmill {
 void check_bits(const std::string& format, const LinearSpec& linear, int bits,
                 std::initializer_list<int> allowed, const std::string& hint) {
   if (std::find(allowed.begin(), allowed.end(), bits) != allowed.end()) return;
-  fail(ExitCode::kUsage, "output.format={} stores {} bits, quantize.bits={} was asked for {}{}",
-       format, fmt::join(allowed, ", "), bits, linear.module, hint);
+  fail(ExitCode::kUsage,
+       "output.format={} stores {} or {} bits, quantize.bits={} was asked for {}{}", format,
+       fmt::join(allowed.begin(), allowed.end() - 1, ", "), *(allowed.end() - 1), bits,
+       linear.module, hint);
 }
 
 void check_group_size(const std::string& format, const LinearSpec& linear, int64_t group_size) {

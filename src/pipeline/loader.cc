@@ -1,5 +1,7 @@
 #include "pipeline/loader.h"
 
+#include <set>
+
 namespace bitmill {
 
 ModelSource::ModelSource(Json config, Checkpoint checkpoint)
@@ -11,32 +13,27 @@ ModelSource::ModelSource(Json config, Checkpoint checkpoint)
 
 ModelSource ModelSource::open(const std::string& directory) {
   ModelSource source(read_model_config(directory), Checkpoint::open(directory));
-  PackedPredicate packed;
+  std::set<std::string> packed;  // modules whose weight exists only in packed form
   if (source.format_ != nullptr)
-    packed = [&](const std::string& module) {
-      for (const BlockSpec& block : source.spec_.blocks)
-        for (const LinearSpec& linear : block.linears)
-          if (linear.module == module) return source.format_->holds(source.checkpoint_, linear);
-      return false;
-    };
-  source.unknown_ = packed ? check_tensors(source.spec_, source.checkpoint_, packed) : check_tensors(source.spec_, source.checkpoint_);
+    for (const BlockSpec& block : source.spec_.blocks)
+      for (const LinearSpec& linear : block.linears)
+        if (source.format_->holds(source.checkpoint_, linear)) packed.insert(linear.module);
+  source.unknown_ = check_tensors(source.spec_, source.checkpoint_,
+                                  [&](const std::string& module) { return packed.contains(module); });
   return source;
 }
 
 ModelSource ModelSource::open(const std::string& directory, Communicator& comm) {
   if (comm.size() == 1) return open(directory);
-  std::string config, headers;
-  std::vector<std::string> unknown;
+  std::string facts, headers;
   on_rank_zero(comm, [&] {
     const ModelSource checked = open(directory);
-    config = checked.config_.dump();
+    facts = Json{{"config", checked.config_}, {"unknown", checked.unknown_}}.dump();
     headers = checked.checkpoint_.directory_text();
-    unknown = checked.unknown_;
   });
-  config = comm.broadcast(config);
-  headers = comm.broadcast(headers);
-  ModelSource source(parse_json(config, directory + "/config.json"), Checkpoint::from_text(headers));
-  source.unknown_ = unknown;  // only rank 0 copies them
+  const Json shared = parse_json(comm.broadcast(facts), directory + "/config.json");
+  ModelSource source(shared.at("config"), Checkpoint::from_text(comm.broadcast(headers)));
+  shared.at("unknown").get_to(source.unknown_);
   return source;
 }
 

@@ -1,5 +1,5 @@
-// The forward pass and the Hessian of the CPU backend at the sizes of a 60 M parameter model (hidden 384, 6 heads) and of a
-// block of a larger one. A micro-batch is 2048 tokens.
+// The forward pass and the Hessian of the CPU backend at the sizes of a 60 M parameter model
+// (hidden 384, 6 heads) and of a block of a larger one. A micro-batch is 2048 tokens.
 #include "backends/backend.h"
 #include "bench/machine.h"
 
@@ -29,7 +29,8 @@ void linear(benchmark::State& state, DType type, bool residual) {
   for (auto _ : state) backend->linear(x, *weight, {}, residual ? y.view() : TensorView{}, y);
   count_flop(state, 2.0 * kTokens * static_cast<double>(in * out), type);
 }
-#define LINEAR_SIZES Args({384, 384})->Args({384, 1024})->Args({1024, 384})->Args({2048, 2048})->Args({4096, 4096})
+#define LINEAR_SIZES \
+  Args({384, 384})->Args({384, 1024})->Args({1024, 384})->Args({2048, 2048})->Args({4096, 4096})
 BENCHMARK_CAPTURE(linear, bf16, DType::kBF16, false)->LINEAR_SIZES->UseRealTime();
 BENCHMARK_CAPTURE(linear, bf16_residual, DType::kBF16, true)->LINEAR_SIZES->UseRealTime();
 BENCHMARK_CAPTURE(linear, fp32, DType::kF32, false)->LINEAR_SIZES->UseRealTime();
@@ -43,7 +44,11 @@ void hessian_update(benchmark::State& state, DType type) {
   for (auto _ : state) backend->hessian_update(x, h);
   count_flop(state, static_cast<double>(kTokens * n * n), type);
 }
-BENCHMARK_CAPTURE(hessian_update, bf16, DType::kBF16)->Arg(384)->Arg(1024)->Arg(4096)->UseRealTime();
+BENCHMARK_CAPTURE(hessian_update, bf16, DType::kBF16)
+    ->Arg(384)
+    ->Arg(1024)
+    ->Arg(4096)
+    ->UseRealTime();
 BENCHMARK_CAPTURE(hessian_update, fp32, DType::kF32)->Arg(384)->Arg(1024)->Arg(4096)->UseRealTime();
 
 void hessian_gather(benchmark::State& state) {
@@ -61,7 +66,11 @@ BENCHMARK(hessian_gather)->Arg(384)->Arg(1024)->Arg(4096)->UseRealTime();
 // FLOP counted: both products below the diagonal.
 void attention(benchmark::State& state, DType type) {
   const int64_t length = state.range(0), sequences = kTokens / length;
-  const AttentionShape shape{.sequences = sequences, .length = length, .heads = 6, .kv_heads = 2, .head_dim = 64,
+  const AttentionShape shape{.sequences = sequences,
+                             .length = length,
+                             .heads = 6,
+                             .kv_heads = 2,
+                             .head_dim = 64,
                              .scale = 0.125f};
   const auto backend = open(type);
   const Tensor q = filled(DType::kF32, {kTokens, 384}), k = filled(DType::kF32, {kTokens, 128});
@@ -85,7 +94,8 @@ BENCHMARK(rms_norm)->Arg(384)->Arg(4096)->UseRealTime();
 void rope(benchmark::State& state) {
   const int64_t heads = state.range(0);
   const auto backend = open(DType::kBF16);
-  const Tensor x = Tensor::zeros(DType::kF32, {kTokens, heads * 64}), table = filled(DType::kF32, {512, 64});
+  const Tensor x = Tensor::zeros(DType::kF32, {kTokens, heads * 64}),
+               table = filled(DType::kF32, {512, 64});
   for (auto _ : state) backend->rope(x, heads, 64, table);
   count_bytes(state, 2.0 * static_cast<double>(x.bytes()));
 }
@@ -104,7 +114,8 @@ BENCHMARK(gated_silu)->Arg(1024)->Arg(11008)->UseRealTime();
 void token_nll(benchmark::State& state) {
   const int64_t vocab = state.range(0);
   const auto backend = open(DType::kBF16);
-  const Tensor logits = filled(DType::kF32, {256, vocab}), targets = Tensor::zeros(DType::kI32, {256});
+  const Tensor logits = filled(DType::kF32, {256, vocab}),
+               targets = Tensor::zeros(DType::kI32, {256});
   const Tensor nll(DType::kF64, {256});
   for (auto _ : state) backend->token_nll(logits, targets, nll);
   count_bytes(state, static_cast<double>(logits.bytes()));

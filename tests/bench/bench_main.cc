@@ -13,7 +13,8 @@
 namespace bitmill::bench {
 
 namespace {
-// Shortest of several runs of body(thread) on all threads, in seconds: other work on the machine only ever adds.
+// Shortest of several runs of body(thread) on all threads, in seconds: other work on the machine
+// only ever adds.
 double best_seconds(ThreadPool& pool, const std::function<void(int)>& body) {
   constexpr int kRuns = 20;
   double best = 1e9;
@@ -36,7 +37,13 @@ double measure_matmul(DType type) {
     b.push_back(Tensor::zeros(type, {kSize, kSize}));
     c.push_back(Tensor::zeros(DType::kF32, {kSize, kSize}));
   }
-  const MatmulSpec spec{.type = type, .m = kSize, .n = kSize, .k = kSize, .lda = kSize, .ldb = kSize, .ldc = kSize,
+  const MatmulSpec spec{.type = type,
+                        .m = kSize,
+                        .n = kSize,
+                        .k = kSize,
+                        .lda = kSize,
+                        .ldb = kSize,
+                        .ldc = kSize,
                         .transpose_b = true};
   const double seconds = best_seconds(pool, [&](int i) {
     for (int64_t r = 0; r < kRepeats; ++r)
@@ -53,8 +60,8 @@ double measure_copy() {
     from.push_back(Tensor::zeros(DType::kU8, {kBytes}));
     to.push_back(Tensor::zeros(DType::kU8, {kBytes}));
   }
-  const double seconds =
-      best_seconds(pool, [&](int i) { std::memcpy(to[i].data(), from[i].data(), static_cast<size_t>(kBytes)); });
+  const double seconds = best_seconds(
+      pool, [&](int i) { std::memcpy(to[i].data(), from[i].data(), static_cast<size_t>(kBytes)); });
   return 2.0 * kBytes * pool.size() / seconds;
 }
 }  // namespace
@@ -83,8 +90,10 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::AddCustomContext("threads", std::to_string(bench::threads()));
-  benchmark::AddCustomContext("matmul bf16", fmt::format("{:.0f} GFLOP/s", bench::matmul_rate(DType::kBF16) / 1e9));
-  benchmark::AddCustomContext("matmul fp32", fmt::format("{:.0f} GFLOP/s", bench::matmul_rate(DType::kF32) / 1e9));
+  benchmark::AddCustomContext(
+      "matmul bf16", fmt::format("{:.0f} GFLOP/s", bench::matmul_rate(DType::kBF16) / 1e9));
+  benchmark::AddCustomContext("matmul fp32",
+                              fmt::format("{:.0f} GFLOP/s", bench::matmul_rate(DType::kF32) / 1e9));
   benchmark::AddCustomContext("copy", fmt::format("{:.1f} GB/s", bench::copy_rate() / 1e9));
   benchmark::RunSpecifiedBenchmarks();
   return 0;

@@ -1,5 +1,5 @@
-// This machine's own rates, measured in the same process right before the benchmarks: every rate is also shown as a share of
-// them, which says more than GFLOP/s on a machine that nobody knows.
+// This machine's own rates, measured in the same process right before the benchmarks: every rate is
+// also shown as a share of them, which says more than GFLOP/s on a machine that nobody knows.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -10,7 +10,8 @@ namespace bitmill::bench {
 
 // Threads of all benchmarks: the CPUs of the affinity mask.
 int threads();
-// FLOP/s of independent 512 x 512 x 512 products, one per thread, operands in cache: what the matmul library can give.
+// FLOP/s of independent 512 x 512 x 512 products, one per thread, operands in cache: what the
+// matmul library can give.
 double matmul_rate(DType type);
 // Bytes/s (read plus written) of copying 64 MiB per thread.
 double copy_rate();

@@ -1,13 +1,15 @@
-// Fixture of the conformance tests: every test runs on every backend of the build, in both compute types. A new backend joins
-// through backend_names(); it needs no test of its own.
+// Fixture of the conformance tests: every test runs on every backend of the build, in both compute
+// types. A new backend joins through backend_names(); it needs no test of its own.
 //
-// Tolerances are constant x size x epsilon: a sum of k products of magnitude m computed in fp32 may differ from the
-// definition by k * m * 2^-24 (times a constant of 4), and an output rounded to bf16 by 2^-8 of its magnitude.
+// Tolerances are constant x size x epsilon: a sum of k products of magnitude m computed in fp32 may
+// differ from the definition by k * m * 2^-24 (times a constant of 4), and an output rounded to
+// bf16 by 2^-8 of its magnitude.
 #pragma once
 
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,10 @@ struct BackendCase {
   std::string name;
   DType compute;
 };
+
+inline void PrintTo(const BackendCase& value, std::ostream* out) {
+  *out << value.name << " " << dtype_name(value.compute);
+}
 
 inline std::vector<BackendCase> all_backend_cases() {
   std::vector<BackendCase> cases;
@@ -39,7 +45,8 @@ class BackendTest : public ::testing::TestWithParam<BackendCase> {
  protected:
   void SetUp() override { open(2); }
   void open(int threads) {
-    backend_ = make_backend({.kind = GetParam().name, .compute = GetParam().compute, .threads = threads});
+    backend_ =
+        make_backend({.kind = GetParam().name, .compute = GetParam().compute, .threads = threads});
   }
 
   Backend& backend() { return *backend_; }
@@ -51,13 +58,15 @@ class BackendTest : public ::testing::TestWithParam<BackendCase> {
     backend_->synchronize();
     return to_values(backend_->download(std::move(tensor)));
   }
-  // Random values that C represents exactly, so that the definition and the device start from equal inputs.
+  // Random values that C represents exactly, so that the definition and the device start from equal
+  // inputs.
   Values random(int64_t count, uint64_t seed, double scale = 1.0) {
     return rounded(random_values(count, seed, scale), compute());
   }
   // Slack of one output: `k` products of magnitude `magnitude`; one rounding to `out`.
   static double tolerance(int64_t k, double magnitude, DType out = DType::kF32) {
-    return 4 * static_cast<double>(k) * magnitude * kSingle + (out == DType::kBF16 ? kHalf * magnitude : 0);
+    return 4 * static_cast<double>(k) * magnitude * kSingle +
+           (out == DType::kBF16 ? kHalf * magnitude : 0);
   }
 
   std::unique_ptr<Backend> backend_;

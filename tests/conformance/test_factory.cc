@@ -36,7 +36,8 @@ TEST(BackendFactory, UnknownKindIsAUsageError) {
 
 TEST(BackendFactory, MissingCudaDoesNotFit) {
   const std::vector<std::string> names = backend_names();
-  if (std::find(names.begin(), names.end(), "cuda") != names.end()) GTEST_SKIP() << "this build has a CUDA backend";
+  if (std::find(names.begin(), names.end(), "cuda") != names.end())
+    GTEST_SKIP() << "this build has a CUDA backend";
   try {
     make_backend({.kind = "cuda"});
     FAIL() << "accepted";

@@ -14,7 +14,8 @@ class Layers : public BackendTest {};
 BITMILL_EVERY_BACKEND(Layers);
 
 TEST_P(Layers, ConvertRoundsHalfToEven) {
-  // bf16 has 8 significant bits: 1 + 2^-8 lies half way and goes down to even, 1 + 3 * 2^-8 goes up.
+  // bf16 has 8 significant bits: 1 + 2^-8 lies half way and goes down to even, 1 + 3 * 2^-8 goes
+  // up.
   Tensor in = up(DType::kF32, {4}, {1 + 0x1p-8, 1 + 3 * 0x1p-8, -2.5, kNaN});
   Tensor out = backend().allocate(DType::kBF16, {4});
   backend().convert(in, out);
@@ -45,7 +46,8 @@ TEST_P(Layers, EmbedCopiesRows) {
     Tensor out = backend().allocate(compute(), {4, 67});
     backend().embed(ids, rows, out);
     Values expected;
-    for (int id : {4, 0, 4, 2}) expected.insert(expected.end(), table.begin() + id * 67, table.begin() + id * 67 + 67);
+    for (int id : {4, 0, 4, 2})
+      expected.insert(expected.end(), table.begin() + id * 67, table.begin() + id * 67 + 67);
     EXPECT_EQ(max_difference(down(std::move(out)), rounded(expected, compute())), 0);
   }
 }
@@ -64,12 +66,14 @@ TEST_P(Layers, NormMatchesDefinition) {
   const int64_t tokens = 301, n = 421;
   for (DType in : {DType::kF32, DType::kBF16})
     for (DType out_type : {DType::kF32, compute()}) {
-      const Values x = rounded(random_values(tokens * n, 3), in), weight = rounded(random_values(n, 4), DType::kF32);
+      const Values x = rounded(random_values(tokens * n, 3), in),
+                   weight = rounded(random_values(n, 4), DType::kF32);
       Tensor xs = up(in, {tokens, n}, x), w = up(DType::kF32, {n}, weight);
       Tensor out = backend().allocate(out_type, {tokens, n});
       backend().rms_norm(xs, w, 1e-5f, out);
       const Values expected = naive_rms_norm(x, weight, 1e-5f, tokens, n);
-      EXPECT_LE(max_difference(down(std::move(out)), expected), tolerance(8, max_magnitude(expected), out_type));
+      EXPECT_LE(max_difference(down(std::move(out)), expected),
+                tolerance(8, max_magnitude(expected), out_type));
     }
 }
 
@@ -82,7 +86,8 @@ TEST_P(Layers, NormInPlace) {
 }
 
 TEST_P(Layers, RopeTurnsByTheTable) {
-  // One head of 4, one pair turned by 90 degrees at position 1: (a, b) -> (-b, a); dims 2 and 3 pass.
+  // One head of 4, one pair turned by 90 degrees at position 1: (a, b) -> (-b, a); dims 2 and 3
+  // pass.
   Tensor x = up(DType::kF32, {2, 4}, {1, 2, 3, 4, 5, 6, 7, 8});
   Tensor table = up(DType::kF32, {2, 2}, {1, 0, 0, 1});
   backend().rope(x, 1, 4, table);
@@ -97,8 +102,10 @@ TEST_P(Layers, RopeMatchesDefinition) {
     Tensor xs = up(DType::kF32, {sequences * length, heads * head_dim}, x);
     Tensor t = up(DType::kF32, {length, 2 * pairs}, table);
     backend().rope(xs, heads, head_dim, t);
-    const Values expected = naive_rope(x, table, sequences * length, heads, head_dim, length, pairs);
-    EXPECT_LE(max_difference(down(std::move(xs)), expected), tolerance(2, 2 * max_magnitude(expected)));
+    const Values expected =
+        naive_rope(x, table, sequences * length, heads, head_dim, length, pairs);
+    EXPECT_LE(max_difference(down(std::move(xs)), expected),
+              tolerance(2, 2 * max_magnitude(expected)));
   }
 }
 
@@ -106,10 +113,13 @@ TEST_P(Layers, GatedActivations) {
   const int64_t tokens = 301, n = 231;
   Values gate = rounded(random_values(tokens * n, 8, 6), DType::kF32);
   const Values up_values = rounded(random_values(tokens * n, 9), DType::kF32);
-  gate[0] = 0, gate[1] = -200, gate[2] = 200, gate[3] = -1e30, gate[4] = 1e30;  // beyond the range of exp
+  gate[0] = 0, gate[1] = -200, gate[2] = 200, gate[3] = -1e30,
+  gate[4] = 1e30;  // beyond the range of exp
   Tensor g = up(DType::kF32, {tokens, n}, gate), u = up(DType::kF32, {tokens, n}, up_values);
   const std::vector<std::pair<Activation, double (*)(double)>> activations = {
-      {Activation::kSilu, naive_silu}, {Activation::kGeluTanh, naive_gelu_tanh}, {Activation::kRelu, naive_relu}};
+      {Activation::kSilu, naive_silu},
+      {Activation::kGeluTanh, naive_gelu_tanh},
+      {Activation::kRelu, naive_relu}};
   for (const auto& [activation, definition] : activations) {
     Tensor out = backend().allocate(compute(), {tokens, n});
     backend().gated_activation(g, u, activation, out);
@@ -136,10 +146,12 @@ TEST_P(Layers, TokenLoss) {
   const int64_t vocab = 1031;
   Values logits = rounded(random_values(4 * vocab, 10, 5), DType::kF32);
   std::fill(logits.begin() + 3 * vocab, logits.end(), 2.0);  // uniform: log(vocab)
-  Tensor l = up(DType::kF32, {4, vocab}, logits), targets = up(DType::kI32, {4}, {0, -1, vocab - 1, 7});
+  Tensor l = up(DType::kF32, {4, vocab}, logits),
+         targets = up(DType::kI32, {4}, {0, -1, vocab - 1, 7});
   Tensor nll = backend().allocate(DType::kF64, {4});
   backend().token_nll(l, targets, nll);
-  const Values found = down(std::move(nll)), expected = naive_token_nll(logits, {0, -1, vocab - 1, 7}, vocab);
+  const Values found = down(std::move(nll)),
+               expected = naive_token_nll(logits, {0, -1, vocab - 1, 7}, vocab);
   EXPECT_EQ(found[1], 0);
   EXPECT_NEAR(found[3], std::log(1031.0), 1e-6);
   EXPECT_LE(max_difference(found, expected), tolerance(2, max_magnitude(logits)));

@@ -32,7 +32,8 @@ class Linear : public BackendTest {
     Tensor& target = extras.in_place ? r : fresh;
     backend().linear(xs, *prepared, extras.bias ? b.view() : TensorView{},
                      extras.residual ? r.view() : TensorView{}, target);
-    EXPECT_LE(max_difference(down(std::move(target)), expected), tolerance(in, max_magnitude(x) * max_magnitude(w)))
+    EXPECT_LE(max_difference(down(std::move(target)), expected),
+              tolerance(in, max_magnitude(x) * max_magnitude(w)))
         << tokens << " x " << in << " -> " << out;
   }
 };
@@ -41,7 +42,8 @@ BITMILL_EVERY_BACKEND(Linear);
 TEST_P(Linear, HandChecked) {
   // [1 2; 3 4] times [1 0; 1 1; 0 -1]^T, bias 10, residual 100
   Tensor x = up(compute(), {2, 2}, {1, 2, 3, 4}), w = up(compute(), {3, 2}, {1, 0, 1, 1, 0, -1});
-  Tensor bias = up(DType::kF32, {3}, {10, 10, 10}), residual = up(DType::kF32, {2, 3}, Values(6, 100));
+  Tensor bias = up(DType::kF32, {3}, {10, 10, 10}),
+         residual = up(DType::kF32, {2, 3}, Values(6, 100));
   Tensor out = backend().allocate(DType::kF32, {2, 3});
   backend().linear(x, *backend().prepare_linear(w), bias, residual, out);
   EXPECT_EQ(down(std::move(out)), (Values{111, 113, 108, 113, 117, 106}));
@@ -50,9 +52,9 @@ TEST_P(Linear, HandChecked) {
 TEST_P(Linear, ShapesAroundTileEdges) {
   check(1, 1, 1, {});
   check(1, 3, 1, {});
-  check(1, 300, 1500, {});      // one token, two column tiles
-  check(257, 65, 33, {});       // one row beyond a tile
-  check(300, 384, 1025, {});    // one output beyond a tile
+  check(1, 300, 1500, {});    // one token, two column tiles
+  check(257, 65, 33, {});     // one row beyond a tile
+  check(300, 384, 1025, {});  // one output beyond a tile
   check(2, 1, 130, {});
 }
 

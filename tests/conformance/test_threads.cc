@@ -1,5 +1,5 @@
-// Every op gives the same bytes with 1, 2 and 3 threads: sizes are chosen so that each has several work items and short
-// last ones.
+// Every op gives the same bytes with 1, 2 and 3 threads: sizes are chosen so that each has several
+// work items and short last ones.
 #include <cstring>
 
 #include "conformance/backend_test.h"
@@ -27,7 +27,8 @@ class Threads : public BackendTest {
 BITMILL_EVERY_BACKEND(Threads);
 
 TEST_P(Threads, Linear) {
-  const Values x = random(900 * 200, 1), w = random(1500 * 200, 2), residual = random(900 * 1500, 3);
+  const Values x = random(900 * 200, 1), w = random(1500 * 200, 2),
+               residual = random(900 * 1500, 3);
   same_bytes([&] {
     Tensor xs = up(compute(), {900, 200}, x), ws = up(compute(), {1500, 200}, w);
     Tensor out = up(DType::kF32, {900, 1500}, residual);
@@ -58,7 +59,8 @@ TEST_P(Threads, HessianInDouble) {
 }
 
 TEST_P(Threads, Attention) {
-  const AttentionShape shape{.sequences = 3, .length = 150, .heads = 6, .kv_heads = 2, .head_dim = 40, .scale = 0.16f};
+  const AttentionShape shape{
+      .sequences = 3, .length = 150, .heads = 6, .kv_heads = 2, .head_dim = 40, .scale = 0.16f};
   const Values q = random(450 * 240, 6), k = random(450 * 80, 7), v = random(450 * 80, 8);
   same_bytes([&] {
     Tensor qs = up(DType::kF32, {450, 240}, q), ks = up(DType::kF32, {450, 80}, k);
@@ -82,7 +84,8 @@ TEST_P(Threads, Rows) {
     return out;
   });
   same_bytes([&] {
-    Tensor logits = up(DType::kF32, {700, 333}, x), targets = up(DType::kI32, {700}, Values(700, 5));
+    Tensor logits = up(DType::kF32, {700, 333}, x),
+           targets = up(DType::kI32, {700}, Values(700, 5));
     Tensor nll = backend().allocate(DType::kF64, {700});
     backend().token_nll(logits, targets, nll);
     return nll;

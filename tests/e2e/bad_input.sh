@@ -7,23 +7,34 @@ good="$work/good.safetensors"
 python3 "$tools" tokens "$good" --vocab 512
 out="$work/out"
 
-# check CODE PATTERN N OPTION...: quantize the small model; options given here replace the good ones.
+# The good job; options on the command line replace those of the file.
+cat >"$work/good.cfg" <<END
+[model]
+path = $model
+[calibration]
+tokens = $good
+samples = 4
+[output]
+path = $out
+END
+
+# check CODE PATTERN N OPTION...: the good job with one thing wrong.
 check() {
   local code="$1" pattern="$2" count="$3"
   shift 3
-  refused "$code" "$pattern" "$count" quantize --model.path="$model" --calibration.tokens="$good" --calibration.samples=4 \
-    --output.path="$out" --report.html=false "$@"
+  refused "$code" "$pattern" "$count" quantize "$work/good.cfg" "$@"
   no_checkpoint "$out"
   rm -rf "$out"
 }
-# Same with a good command line: shows that the cases below fail for their own reason.
-must 0 quantize --model.path="$model" --calibration.tokens="$good" --calibration.samples=4 --output.path="$out"
+# The good job itself works, so the cases below fail for their own reason.
+must 0 quantize "$work/good.cfg"
+[ -f "$out/config.json" ] || complain "the good job wrote no config.json"
 rm -rf "$out"
 
 # --- checkpoints: damage, pattern (exit 3) ---
 while IFS='|' read -r kind pattern; do
   python3 "$tools" damage "$kind" "$model" "$work/$kind" || complain "cannot make $kind"
-  model="$work/$kind" check 3 "$pattern" 0
+  check 3 "$pattern" 0 --model.path="$work/$kind"
 done <<'END'
 no_config|config\.json
 no_weights|model\.safetensors
@@ -42,13 +53,13 @@ integer_weight|model\.layers\.0\.mlp\.up_proj\.weight
 unknown_dtype|Q4
 nan|model\.layers\.1\.mlp\.down_proj
 END
-model="$work/nowhere" check 3 "$work/nowhere" 0
+check 3 "$work/nowhere" 0 --model.path="$work/nowhere"
 : >"$work/file"
-model="$work/file" check 3 "$work/file" 0
+check 3 "$work/file" 0 --model.path="$work/file"
 
 # Every rank leaves with the same code, and mpirun hands it on.
-model="$work/nan" check 3 "model\.layers\.1\.mlp\.down_proj" 2
-model="$work/truncated" check 3 "model\.safetensors" 2
+check 3 "model\.layers\.1\.mlp\.down_proj" 2 --model.path="$work/nan"
+check 3 "model\.safetensors" 2 --model.path="$work/truncated"
 
 # --- calibration files ---
 for kind in float rank1 outside empty; do

@@ -17,11 +17,11 @@ must 2 eval "${demo[@]}" --model.path="$out" --evaluate.samples=4 --json="$work/
 keys "$work/eval.json" perplexity nll tokens seconds windows compute
 [ "$(python3 "$tools" get "$work/eval.json" tokens)" = 1020 ] || complain "4 windows of 256 have 1020 predictions"
 must 0 inspect "$out" --json="$work/inspect.json"
-keys "$work/inspect.json" family tensors
+keys "$work/inspect.json" family format files tensors sizes.bits_per_weight block_0.6.bits quantization_config
 must 0 inspect configs/demo/model --json="$work/inspect-float.json"
-keys "$work/inspect-float.json" family tensors
+keys "$work/inspect-float.json" family format files tensors sizes.parameters block_0.6.dtype
 must 0 verify "$out" --json="$work/verify.json"
-keys "$work/verify.json" errors warnings
+keys "$work/verify.json" directory format linears ok violations warnings
 must 0 doctor --json="$work/doctor.json"
 keys "$work/doctor.json" build.version build.families build.formats ranks.0.threads findings.0.state ok
 

@@ -135,7 +135,7 @@ TEST(GptqCheck, NamesWhatCannotBeStored) {
   auto [code, text] = checked("gptq", kLinear, settings);
   EXPECT_EQ(code, ExitCode::kUsage);
   EXPECT_THAT(
-      text, HasSubstr("output.format=gptq stores 2, 3, 4, 8 bits, quantize.bits=5 was asked for"));
+      text, HasSubstr("output.format=gptq stores 2, 3, 4 or 8 bits, quantize.bits=5 was asked for"));
 
   settings.bits = 4;
   settings.symmetric = false;

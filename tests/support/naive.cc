@@ -7,7 +7,8 @@
 namespace bitmill::testing {
 
 namespace {
-// A linear congruential generator with an output scramble: std::normal_distribution differs between libraries.
+// A linear congruential generator with an output scramble: std::normal_distribution differs between
+// libraries.
 class Random {
  public:
   explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 0x632BE59BD9B4E019u) {}
@@ -25,26 +26,46 @@ class Random {
 
 double load(TensorView view, int64_t i) {
   switch (view.dtype) {
-    case DType::kF16: return to_float(view.as<Float16>()[i]);
-    case DType::kBF16: return to_float(view.as<BFloat16>()[i]);
-    case DType::kF32: return view.as<float>()[i];
-    case DType::kF64: return view.as<double>()[i];
-    case DType::kI32: return view.as<int32_t>()[i];
-    case DType::kU8: return view.as<uint8_t>()[i];
-    default: break;
+    case DType::kF16:
+      return to_float(view.as<Float16>()[i]);
+    case DType::kBF16:
+      return to_float(view.as<BFloat16>()[i]);
+    case DType::kF32:
+      return view.as<float>()[i];
+    case DType::kF64:
+      return view.as<double>()[i];
+    case DType::kI32:
+      return view.as<int32_t>()[i];
+    case DType::kU8:
+      return view.as<uint8_t>()[i];
+    default:
+      break;
   }
   fail(ExitCode::kInternal, "naive: no conversion from {}", dtype_name(view.dtype));
 }
 
 void store(TensorView view, int64_t i, double value) {
   switch (view.dtype) {
-    case DType::kF16: view.as<Float16>()[i] = to_f16(value); return;
-    case DType::kBF16: view.as<BFloat16>()[i] = to_bf16(static_cast<float>(value)); return;
-    case DType::kF32: view.as<float>()[i] = static_cast<float>(value); return;
-    case DType::kF64: view.as<double>()[i] = value; return;
-    case DType::kI32: view.as<int32_t>()[i] = static_cast<int32_t>(value); return;
-    case DType::kU8: view.as<uint8_t>()[i] = static_cast<uint8_t>(value); return;
-    default: break;
+    case DType::kF16:
+      view.as<Float16>()[i] = to_f16(value);
+      return;
+    case DType::kBF16:
+      view.as<BFloat16>()[i] = to_bf16(static_cast<float>(value));
+      return;
+    case DType::kF32:
+      view.as<float>()[i] = static_cast<float>(value);
+      return;
+    case DType::kF64:
+      view.as<double>()[i] = value;
+      return;
+    case DType::kI32:
+      view.as<int32_t>()[i] = static_cast<int32_t>(value);
+      return;
+    case DType::kU8:
+      view.as<uint8_t>()[i] = static_cast<uint8_t>(value);
+      return;
+    default:
+      break;
   }
   fail(ExitCode::kInternal, "naive: no conversion to {}", dtype_name(view.dtype));
 }
@@ -107,7 +128,8 @@ Values naive_matmul_bt(const Values& a, const Values& b, int64_t m, int64_t n, i
   return c;
 }
 
-Values naive_rms_norm(const Values& x, const Values& weight, double eps, int64_t tokens, int64_t n) {
+Values naive_rms_norm(const Values& x, const Values& weight, double eps, int64_t tokens,
+                      int64_t n) {
   Values out(x.size());
   for (int64_t t = 0; t < tokens; ++t) {
     double squares = 0;
@@ -118,8 +140,8 @@ Values naive_rms_norm(const Values& x, const Values& weight, double eps, int64_t
   return out;
 }
 
-Values naive_rope(const Values& x, const Values& table, int64_t tokens, int64_t heads, int64_t head_dim,
-                  int64_t length, int64_t pairs) {
+Values naive_rope(const Values& x, const Values& table, int64_t tokens, int64_t heads,
+                  int64_t head_dim, int64_t length, int64_t pairs) {
   Values out = x;
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t h = 0; h < heads; ++h)
@@ -133,7 +155,8 @@ Values naive_rope(const Values& x, const Values& table, int64_t tokens, int64_t 
   return out;
 }
 
-Values naive_attention(const Values& q, const Values& k, const Values& v, const NaiveAttention& shape) {
+Values naive_attention(const Values& q, const Values& k, const Values& v,
+                       const NaiveAttention& shape) {
   const int64_t d = shape.head_dim, group = shape.heads / shape.kv_heads;
   const auto at = [&](const Values& x, int64_t heads, int64_t token, int64_t head) {
     return x.data() + (token * heads + head) * d;
@@ -162,14 +185,18 @@ Values naive_attention(const Values& q, const Values& k, const Values& v, const 
   return out;
 }
 
-double naive_silu(double x) { return x / (1 + std::exp(-x)); }
+double naive_silu(double x) {
+  return x / (1 + std::exp(-x));
+}
 
 double naive_gelu_tanh(double x) {
   constexpr double kSqrtTwoOverPi = 0.79788456080286535588;
   return 0.5 * x * (1 + std::tanh(kSqrtTwoOverPi * (x + 0.044715 * x * x * x)));
 }
 
-double naive_relu(double x) { return std::max(x, 0.0); }
+double naive_relu(double x) {
+  return std::max(x, 0.0);
+}
 
 Values naive_token_nll(const Values& logits, const std::vector<int>& targets, int64_t vocab) {
   Values nll(targets.size());

@@ -14,15 +14,24 @@ namespace bitmill {
 namespace {
 std::string_view isa_name(dnnl::cpu_isa isa) {
   switch (isa) {
-    case dnnl::cpu_isa::sse41: return "sse41";
-    case dnnl::cpu_isa::avx: return "avx";
-    case dnnl::cpu_isa::avx2: return "avx2";
-    case dnnl::cpu_isa::avx2_vnni: return "avx2_vnni";
-    case dnnl::cpu_isa::avx512_core: return "avx512";
-    case dnnl::cpu_isa::avx512_core_vnni: return "avx512_vnni";
-    case dnnl::cpu_isa::avx512_core_bf16: return "avx512_bf16";
-    case dnnl::cpu_isa::avx512_core_amx: return "amx_bf16";
-    default: return "unknown";
+    case dnnl::cpu_isa::sse41:
+      return "sse41";
+    case dnnl::cpu_isa::avx:
+      return "avx";
+    case dnnl::cpu_isa::avx2:
+      return "avx2";
+    case dnnl::cpu_isa::avx2_vnni:
+      return "avx2_vnni";
+    case dnnl::cpu_isa::avx512_core:
+      return "avx512";
+    case dnnl::cpu_isa::avx512_core_vnni:
+      return "avx512_vnni";
+    case dnnl::cpu_isa::avx512_core_bf16:
+      return "avx512_bf16";
+    case dnnl::cpu_isa::avx512_core_amx:
+      return "amx_bf16";
+    default:
+      return "unknown";
   }
 }
 
@@ -34,8 +43,8 @@ std::string openblas_version() {
   return name + " " + version;
 }
 
-// Elements per work item of an elementwise pass: large against the cost of handing out an item, small against the
-// 2048 x 4096 elements of a micro-batch.
+// Elements per work item of an elementwise pass: large against the cost of handing out an item,
+// small against the 2048 x 4096 elements of a micro-batch.
 constexpr int64_t kChunk = 1 << 16;
 
 template <typename In, typename Out>
@@ -51,9 +60,11 @@ void convert_chunk(const In* in, TensorView out) {
     convert_chunk(in, out.as<BFloat16>(), out.elements());
 }
 
-// Same type, or one of the rare pairs: left to core. The pairs of the forward pass are vectorised here.
+// Same type, or one of the rare pairs: left to core. The pairs of the forward pass are vectorised
+// here.
 void convert_chunk(TensorView in, TensorView out) {
-  const bool vectorised = (out.dtype == DType::kF32 || out.dtype == DType::kBF16) && in.dtype != out.dtype;
+  const bool vectorised =
+      (out.dtype == DType::kF32 || out.dtype == DType::kBF16) && in.dtype != out.dtype;
   if (vectorised && in.dtype == DType::kF16) return convert_chunk(in.as<Float16>(), out);
   if (vectorised && in.dtype == DType::kBF16) return convert_chunk(in.as<BFloat16>(), out);
   if (vectorised && in.dtype == DType::kF32) return convert_chunk(in.as<float>(), out);
@@ -63,11 +74,13 @@ void convert_chunk(TensorView in, TensorView out) {
 // Exponent all ones: infinity or NaN.
 template <typename Word>
 int64_t first_with_exponent(const Word* words, int64_t count, Word exponent) {
-  constexpr int64_t kBlock = 1024;  // the branch-free scan finds the block, a second look the element
+  constexpr int64_t kBlock =
+      1024;  // the branch-free scan finds the block, a second look the element
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t end = std::min(count, begin + kBlock);
     Word found = 0;
-    for (int64_t i = begin; i < end; ++i) found |= (words[i] & exponent) == exponent ? Word{1} : Word{0};
+    for (int64_t i = begin; i < end; ++i)
+      found |= (words[i] & exponent) == exponent ? Word{1} : Word{0};
     if (found == 0) continue;
     for (int64_t i = begin; i < end; ++i)
       if ((words[i] & exponent) == exponent) return i;
@@ -78,11 +91,16 @@ int64_t first_with_exponent(const Word* words, int64_t count, Word exponent) {
 int64_t first_non_finite_in(TensorView x) {
   const int64_t n = x.elements();
   switch (x.dtype) {
-    case DType::kF16: return first_with_exponent<uint16_t>(x.as<uint16_t>(), n, 0x7C00);
-    case DType::kBF16: return first_with_exponent<uint16_t>(x.as<uint16_t>(), n, 0x7F80);
-    case DType::kF32: return first_with_exponent<uint32_t>(x.as<uint32_t>(), n, 0x7F800000);
-    case DType::kF64: return first_with_exponent<uint64_t>(x.as<uint64_t>(), n, 0x7FF0000000000000);
-    default: fail(ExitCode::kInternal, "first_non_finite: {} is not a float type", dtype_name(x.dtype));
+    case DType::kF16:
+      return first_with_exponent<uint16_t>(x.as<uint16_t>(), n, 0x7C00);
+    case DType::kBF16:
+      return first_with_exponent<uint16_t>(x.as<uint16_t>(), n, 0x7F80);
+    case DType::kF32:
+      return first_with_exponent<uint32_t>(x.as<uint32_t>(), n, 0x7F800000);
+    case DType::kF64:
+      return first_with_exponent<uint64_t>(x.as<uint64_t>(), n, 0x7FF0000000000000);
+    default:
+      fail(ExitCode::kInternal, "first_non_finite: {} is not a float type", dtype_name(x.dtype));
   }
 }
 
@@ -94,7 +112,8 @@ TensorView range(TensorView x, int64_t begin, int64_t end) {
 
 CpuBackend::CpuBackend(DType compute, int threads) : compute_(compute), pool_(threads) {
   BITMILL_CHECK(compute == DType::kBF16 || compute == DType::kF32);
-  openblas_set_num_threads(1);  // tiles are the unit of parallelism, and a split inside a call would change bits
+  openblas_set_num_threads(
+      1);  // tiles are the unit of parallelism, and a split inside a call would change bits
   for (int i = 0; i < pool_.size(); ++i) contexts_.push_back(std::make_unique<MatmulContext>());
 }
 
@@ -102,8 +121,9 @@ CpuBackend::~CpuBackend() = default;
 
 std::string CpuBackend::description() const {
   const dnnl_version_t* version = dnnl_version();
-  return fmt::format("cpu: {}, oneDNN {}.{}.{}, {} ({})", isa_name(dnnl::get_effective_cpu_isa()), version->major,
-                     version->minor, version->patch, openblas_version(), openblas_get_corename());
+  return fmt::format("cpu: {}, oneDNN {}.{}.{}, {} ({})", isa_name(dnnl::get_effective_cpu_isa()),
+                     version->major, version->minor, version->patch, openblas_version(),
+                     openblas_get_corename());
 }
 
 void CpuBackend::convert(TensorView in, TensorView out) {

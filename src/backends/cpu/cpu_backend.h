@@ -1,6 +1,7 @@
-// CpuBackend: host memory, immediate execution; the definition that every other backend is checked against.
-// One class, its operations by area: cpu_matmul.cc (oneDNN), cpu_layers.cc, cpu_attention.cc, cpu_hessian.cc,
-// cpu_factor.cc (LAPACKE tiles), cpu_quantize.cc (grids), cpu_sweep.cc (column sweep).
+// CpuBackend: host memory, immediate execution; the definition that every other backend is checked
+// against. One class, its operations by area: cpu_matmul.cc (oneDNN), cpu_layers.cc,
+// cpu_attention.cc, cpu_hessian.cc, cpu_factor.cc (LAPACKE tiles), cpu_quantize.cc (grids),
+// cpu_sweep.cc (column sweep).
 #pragma once
 
 #include <memory>
@@ -35,21 +36,25 @@ class CpuBackend final : public Backend {
   void linear(TensorView x, const PreparedWeight& weight, TensorView bias, TensorView residual,
               TensorView out) override;
   void rope(TensorView x, int64_t heads, int64_t head_dim, TensorView table) override;
-  void attention(TensorView q, TensorView k, TensorView v, const AttentionShape& shape, TensorView out) override;
-  void gated_activation(TensorView gate, TensorView up, Activation activation, TensorView out) override;
+  void attention(TensorView q, TensorView k, TensorView v, const AttentionShape& shape,
+                 TensorView out) override;
+  void gated_activation(TensorView gate, TensorView up, Activation activation,
+                        TensorView out) override;
   void token_nll(TensorView logits, TensorView targets, TensorView nll) override;
 
   void hessian_update(TensorView x, TensorView h) override;
   void add(TensorView a, TensorView b) override;
   void hessian_diagonal(TensorView h, int64_t n, TensorView out) override;
-  void hessian_gather(TensorView h, TensorView order, double factor, TensorView diagonal, TensorView out) override;
+  void hessian_gather(TensorView h, TensorView order, double factor, TensorView diagonal,
+                      TensorView out) override;
 
   FactorState factorize(TensorView a) override;
-  bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
-                 TensorView zeros) override;
-  void round_to_grid(TensorView weight, TensorView scales, TensorView zeros, TensorView column_group, int bits,
-                     TensorView codes) override;
-  void sweep(TensorView factor, TensorView order, int64_t block_size, std::span<const SweepItem> items) override;
+  bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
+                 TensorView scales, TensorView zeros) override;
+  void round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
+                     TensorView column_group, int bits, TensorView codes) override;
+  void sweep(TensorView factor, TensorView order, int64_t block_size,
+             std::span<const SweepItem> items) override;
   void dequantize(const QuantizedLinear& linear, TensorView out) override;
   double layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) override;
   int64_t first_non_finite(TensorView x) override;

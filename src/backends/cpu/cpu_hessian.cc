@@ -1,4 +1,5 @@
-// The Hessian: x^T x accumulated by tiles of the lower triangle, and the passes that read the packed triangle.
+// The Hessian: x^T x accumulated by tiles of the lower triangle, and the passes that read the
+// packed triangle.
 #include <cblas.h>
 
 #include <algorithm>
@@ -13,16 +14,19 @@ namespace bitmill {
 namespace {
 // One tile of the lower triangle.
 struct Tile {
-  int64_t row, col;             // tile coordinates, col <= row
-  int64_t rows, cols;           // edge lengths
-  int64_t offset;               // of its first element in the packed triangle
+  int64_t row, col;    // tile coordinates, col <= row
+  int64_t rows, cols;  // edge lengths
+  int64_t offset;      // of its first element in the packed triangle
 };
 
-int64_t tile_rows(int64_t n) { return (n + hessian_tile(n) - 1) / hessian_tile(n); }
+int64_t tile_rows(int64_t n) {
+  return (n + hessian_tile(n) - 1) / hessian_tile(n);
+}
 
 Tile tile_at(int64_t n, int64_t row, int64_t col) {
   const int64_t edge = hessian_tile(n);
-  return {row, col, std::min(edge, n - row * edge), std::min(edge, n - col * edge), hessian_tile_offset(n, row, col)};
+  return {row, col, std::min(edge, n - row * edge), std::min(edge, n - col * edge),
+          hessian_tile_offset(n, row, col)};
 }
 
 // All tiles, row of tiles by row of tiles.
@@ -33,9 +37,11 @@ std::vector<Tile> all_tiles(int64_t n) {
   return tiles;
 }
 
-// Rows [begin, end) of x [tokens, n] into panels: per tile of columns a dense [tokens, columns], one after another.
+// Rows [begin, end) of x [tokens, n] into panels: per tile of columns a dense [tokens, columns],
+// one after another.
 void pack_panels(TensorView x, int64_t begin, int64_t end, char* panels) {
-  const int64_t tokens = x.rows(), n = x.cols(), edge = hessian_tile(n), element = dtype_bits(x.dtype) / 8;
+  const int64_t tokens = x.rows(), n = x.cols(), edge = hessian_tile(n),
+                element = dtype_bits(x.dtype) / 8;
   for (int64_t col = 0; col < n; col += edge) {
     const int64_t cols = std::min(edge, n - col);
     char* panel = panels + col * tokens * element;
@@ -45,7 +51,8 @@ void pack_panels(TensorView x, int64_t begin, int64_t end, char* panels) {
   }
 }
 
-// Rows of H that belong to tile row `row`, in full (the part right of the diagonal comes from the tiles below it).
+// Rows of H that belong to tile row `row`, in full (the part right of the diagonal comes from the
+// tiles below it).
 template <typename T>
 void expand_tile_row(const T* h, int64_t n, int64_t row, T* out) {
   const int64_t edge = hessian_tile(n);
@@ -54,7 +61,8 @@ void expand_tile_row(const T* h, int64_t n, int64_t row, T* out) {
     const T* from = h + tile.offset;
     T* to = out + other * edge;
     if (other <= row) {
-      for (int64_t r = 0; r < tile.rows; ++r) std::copy_n(from + r * tile.cols, tile.cols, to + r * n);
+      for (int64_t r = 0; r < tile.rows; ++r)
+        std::copy_n(from + r * tile.cols, tile.cols, to + r * n);
     } else {
       for (int64_t c = 0; c < tile.cols; ++c)
         for (int64_t r = 0; r < tile.rows; ++r) to[c * n + r] = from[r * tile.cols + c];
@@ -64,7 +72,8 @@ void expand_tile_row(const T* h, int64_t n, int64_t row, T* out) {
 
 template <typename T, typename Out>
 void gather_row(const T* row, const int32_t* order, double factor, int64_t count, Out* out) {
-  for (int64_t j = 0; j < count; ++j) out[j] = static_cast<Out>(factor * static_cast<double>(row[order[j]]));
+  for (int64_t j = 0; j < count; ++j)
+    out[j] = static_cast<Out>(factor * static_cast<double>(row[order[j]]));
 }
 
 double diagonal_value(TensorView diagonal, int64_t i) {
@@ -72,8 +81,9 @@ double diagonal_value(TensorView diagonal, int64_t i) {
 }
 
 template <typename T, typename Out>
-void gather(ThreadPool& pool, const std::vector<std::unique_ptr<MatmulContext>>& contexts, const T* h,
-            const int32_t* order, double factor, TensorView diagonal, int64_t n, Out* out) {
+void gather(ThreadPool& pool, const std::vector<std::unique_ptr<MatmulContext>>& contexts,
+            const T* h, const int32_t* order, double factor, TensorView diagonal, int64_t n,
+            Out* out) {
   std::vector<int64_t> position(n);
   for (int64_t i = 0; i < n; ++i) position[order[i]] = i;
   const int64_t edge = hessian_tile(n);
@@ -97,16 +107,22 @@ void with_real_type(TensorView x, Body body) {
 }
 }  // namespace
 
-// Small Hessians need many tiles to feed many threads (and waste less on the diagonal); large ones do fewer, larger
-// products. Both sizes keep a tile and its two panels of a micro-batch in an L2 cache.
-int64_t hessian_tile(int64_t n) { return n < 2048 ? 128 : 256; }
+// Small Hessians need many tiles to feed many threads (and waste less on the diagonal); large ones
+// do fewer, larger products. Both sizes keep a tile and its two panels of a micro-batch in an L2
+// cache.
+int64_t hessian_tile(int64_t n) {
+  return n < 2048 ? 128 : 256;
+}
 
-int64_t hessian_elements(int64_t n) { return hessian_tile_offset(n, tile_rows(n), 0); }
+int64_t hessian_elements(int64_t n) {
+  return hessian_tile_offset(n, tile_rows(n), 0);
+}
 
 int64_t hessian_tile_offset(int64_t n, int64_t tile_row, int64_t tile_col) {
   const int64_t edge = hessian_tile(n), begin = std::min(n, tile_row * edge);
   const int64_t rows = std::min(edge, n - begin);
-  // Tile rows above are full (only the last one may be lower): row R holds edge x (R + 1) edge elements.
+  // Tile rows above are full (only the last one may be lower): row R holds edge x (R + 1) edge
+  // elements.
   int64_t above = tile_row * (tile_row + 1) / 2 * edge * edge;
   if (tile_row * edge > n) {  // the end of the triangle, behind a short last row
     const int64_t last = n - (tile_row - 1) * edge;
@@ -116,7 +132,8 @@ int64_t hessian_tile_offset(int64_t n, int64_t tile_row, int64_t tile_col) {
 }
 
 void CpuBackend::hessian_update(TensorView x, TensorView h) {
-  const int64_t tokens = x.rows(), n = x.cols(), edge = hessian_tile(n), element = dtype_bits(x.dtype) / 8;
+  const int64_t tokens = x.rows(), n = x.cols(), edge = hessian_tile(n),
+                element = dtype_bits(x.dtype) / 8;
   BITMILL_CHECK(h.elements() == hessian_elements(n));
   BITMILL_CHECK(h.dtype == (x.dtype == DType::kF64 ? DType::kF64 : DType::kF32));
   if (tokens == 0) return;
@@ -130,14 +147,22 @@ void CpuBackend::hessian_update(TensorView x, TensorView h) {
   pool_.parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t item, int thread) {
     const Tile& tile = tiles[item];
     if (x.dtype == DType::kF64) {
-      cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(tile.rows), static_cast<int>(tile.cols),
-                  static_cast<int>(tokens), 1.0, reinterpret_cast<const double*>(panel(tile.row)),
-                  static_cast<int>(tile.rows), reinterpret_cast<const double*>(panel(tile.col)),
-                  static_cast<int>(tile.cols), 1.0, h.as<double>() + tile.offset, static_cast<int>(tile.cols));
+      cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(tile.rows),
+                  static_cast<int>(tile.cols), static_cast<int>(tokens), 1.0,
+                  reinterpret_cast<const double*>(panel(tile.row)), static_cast<int>(tile.rows),
+                  reinterpret_cast<const double*>(panel(tile.col)), static_cast<int>(tile.cols),
+                  1.0, h.as<double>() + tile.offset, static_cast<int>(tile.cols));
       return;
     }
-    contexts_[thread]->run({.type = x.dtype, .m = tile.rows, .n = tile.cols, .k = tokens, .lda = tile.rows,
-                            .ldb = tile.cols, .ldc = tile.cols, .transpose_a = true, .accumulate = true},
+    contexts_[thread]->run({.type = x.dtype,
+                            .m = tile.rows,
+                            .n = tile.cols,
+                            .k = tokens,
+                            .lda = tile.rows,
+                            .ldb = tile.cols,
+                            .ldc = tile.cols,
+                            .transpose_a = true,
+                            .accumulate = true},
                            panel(tile.row), panel(tile.col), nullptr, h.as<float>() + tile.offset);
   });
 }
@@ -162,13 +187,15 @@ void CpuBackend::hessian_diagonal(TensorView h, int64_t n, TensorView out) {
     with_real_type(out, [&](auto* to) {
       for (int64_t i = 0; i < n; ++i) {
         const Tile tile = tile_at(n, i / edge, i / edge);
-        to[i] = static_cast<std::decay_t<decltype(*to)>>(from[tile.offset + i % edge * (tile.cols + 1)]);
+        to[i] = static_cast<std::decay_t<decltype(*to)>>(
+            from[tile.offset + i % edge * (tile.cols + 1)]);
       }
     });
   });
 }
 
-void CpuBackend::hessian_gather(TensorView h, TensorView order, double factor, TensorView diagonal, TensorView out) {
+void CpuBackend::hessian_gather(TensorView h, TensorView order, double factor, TensorView diagonal,
+                                TensorView out) {
   const int64_t n = order.elements();
   BITMILL_CHECK(h.elements() == hessian_elements(n) && order.dtype == DType::kI32);
   BITMILL_CHECK(diagonal.elements() == n && out.rows() == n && out.cols() == n);

@@ -1,4 +1,5 @@
-// Rows and elements of the forward pass: embedding, norm, rotary embedding, gated activation, token loss.
+// Rows and elements of the forward pass: embedding, norm, rotary embedding, gated activation, token
+// loss.
 #include <algorithm>
 #include <cmath>
 
@@ -8,24 +9,32 @@
 namespace bitmill {
 
 namespace {
-// Rows per work item: about 64 Ki elements, so that an item outweighs its hand-out and stays in cache.
-int64_t rows_per_item(int64_t cols) { return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(cols, 1)); }
+// Rows per work item: about 64 Ki elements, so that an item outweighs its hand-out and stays in
+// cache.
+int64_t rows_per_item(int64_t cols) {
+  return std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(cols, 1));
+}
 
 template <typename Body>  // body(first row, end row)
 void for_rows(ThreadPool& pool, int64_t rows, int64_t cols, Body body) {
   const int64_t step = rows_per_item(cols);
-  pool.parallel_for((rows + step - 1) / step,
-                    [&](int64_t item, int) { body(item * step, std::min(rows, (item + 1) * step)); });
+  pool.parallel_for((rows + step - 1) / step, [&](int64_t item, int) {
+    body(item * step, std::min(rows, (item + 1) * step));
+  });
 }
 
 // Calls body with a typed pointer to a float tensor's data.
 template <typename Body>
 void with_float_type(TensorView x, Body body) {
   switch (x.dtype) {
-    case DType::kF32: return body(x.as<float>());
-    case DType::kBF16: return body(x.as<BFloat16>());
-    case DType::kF16: return body(x.as<Float16>());
-    default: fail(ExitCode::kInternal, "{} is not a type of activations", dtype_name(x.dtype));
+    case DType::kF32:
+      return body(x.as<float>());
+    case DType::kBF16:
+      return body(x.as<BFloat16>());
+    case DType::kF16:
+      return body(x.as<Float16>());
+    default:
+      fail(ExitCode::kInternal, "{} is not a type of activations", dtype_name(x.dtype));
   }
 }
 
@@ -99,11 +108,13 @@ void CpuBackend::embed(TensorView ids, TensorView table, TensorView out) {
 
 void CpuBackend::rms_norm(TensorView x, TensorView weight, float eps, TensorView out) {
   const int64_t n = weight.elements(), tokens = x.elements() / n;
-  BITMILL_CHECK(weight.dtype == DType::kF32 && out.elements() == x.elements() && tokens * n == x.elements());
+  BITMILL_CHECK(weight.dtype == DType::kF32 && out.elements() == x.elements() &&
+                tokens * n == x.elements());
   with_float_type(x, [&](auto* from) {
     with_out_type(out, [&](auto* to) {
       for_rows(pool_, tokens, n, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) norm_row(from + t * n, weight.as<float>(), eps, n, to + t * n);
+        for (int64_t t = begin; t < end; ++t)
+          norm_row(from + t * n, weight.as<float>(), eps, n, to + t * n);
       });
     });
   });
@@ -112,7 +123,8 @@ void CpuBackend::rms_norm(TensorView x, TensorView weight, float eps, TensorView
 void CpuBackend::rope(TensorView x, int64_t heads, int64_t head_dim, TensorView table) {
   const int64_t length = table.rows(), pairs = table.cols() / 2, width = heads * head_dim;
   const int64_t tokens = x.elements() / width;
-  BITMILL_CHECK(x.dtype == DType::kF32 && table.dtype == DType::kF32 && tokens * width == x.elements());
+  BITMILL_CHECK(x.dtype == DType::kF32 && table.dtype == DType::kF32 &&
+                tokens * width == x.elements());
   BITMILL_CHECK(2 * pairs <= head_dim && tokens % length == 0);
   for_rows(pool_, tokens, width, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -123,7 +135,8 @@ void CpuBackend::rope(TensorView x, int64_t heads, int64_t head_dim, TensorView 
   });
 }
 
-void CpuBackend::gated_activation(TensorView gate, TensorView up, Activation activation, TensorView out) {
+void CpuBackend::gated_activation(TensorView gate, TensorView up, Activation activation,
+                                  TensorView out) {
   const int64_t n = out.elements();
   BITMILL_CHECK(gate.dtype == DType::kF32 && up.dtype == DType::kF32);
   BITMILL_CHECK(gate.elements() == n && up.elements() == n);
@@ -131,9 +144,12 @@ void CpuBackend::gated_activation(TensorView gate, TensorView up, Activation act
   with_out_type(out, [&](auto* to) {
     for_rows(pool_, n, 1, [&](int64_t begin, int64_t end) {
       switch (activation) {
-        case Activation::kSilu: return gate_range<Silu>(g, u, to, begin, end);
-        case Activation::kGeluTanh: return gate_range<GeluTanh>(g, u, to, begin, end);
-        case Activation::kRelu: return gate_range<Relu>(g, u, to, begin, end);
+        case Activation::kSilu:
+          return gate_range<Silu>(g, u, to, begin, end);
+        case Activation::kGeluTanh:
+          return gate_range<GeluTanh>(g, u, to, begin, end);
+        case Activation::kRelu:
+          return gate_range<Relu>(g, u, to, begin, end);
       }
     });
   });
@@ -141,7 +157,8 @@ void CpuBackend::gated_activation(TensorView gate, TensorView up, Activation act
 
 void CpuBackend::token_nll(TensorView logits, TensorView targets, TensorView nll) {
   const int64_t vocab = logits.cols();
-  BITMILL_CHECK(logits.dtype == DType::kF32 && targets.dtype == DType::kI32 && nll.dtype == DType::kF64);
+  BITMILL_CHECK(logits.dtype == DType::kF32 && targets.dtype == DType::kI32 &&
+                nll.dtype == DType::kF64);
   BITMILL_CHECK(targets.elements() == logits.rows() && nll.elements() == logits.rows());
   for_rows(pool_, logits.rows(), vocab, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

@@ -1,5 +1,5 @@
-// The matmul context over oneDNN, and the linear layer. oneDNN keeps one compiled product per spec; memory objects are
-// made once and get new pointers on every call.
+// The matmul context over oneDNN, and the linear layer. oneDNN keeps one compiled product per spec;
+// memory objects are made once and get new pointers on every call.
 #include <dnnl.hpp>
 
 #include <algorithm>
@@ -23,8 +23,11 @@ struct Product {
 };
 
 dnnl::memory::desc matrix(int64_t rows, int64_t cols, int64_t stride, bool transposed, DType type) {
-  const auto element = type == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
-  return {{rows, cols}, element, transposed ? dnnl::memory::dims{1, stride} : dnnl::memory::dims{stride, 1}};
+  const auto element =
+      type == DType::kBF16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+  return {{rows, cols},
+          element,
+          transposed ? dnnl::memory::dims{1, stride} : dnnl::memory::dims{stride, 1}};
 }
 
 // Grows `buffer` to hold `bytes` behind its first 64-byte boundary, which is returned.
@@ -33,7 +36,9 @@ void* aligned(std::vector<std::byte>& buffer, size_t bytes) {
   return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(buffer.data()) + 63) / 64 * 64);
 }
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+int64_t round_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
 }  // namespace
 
 struct MatmulContext::State {
@@ -62,31 +67,40 @@ Product MatmulContext::State::make(const MatmulSpec& spec) {
     post.append_sum(1.0f);
     attributes.set_post_ops(post);
   }
-  const auto description = spec.bias ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
+  const auto description =
+      spec.bias ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
   const dnnl::matmul::primitive_desc primitive(description, attributes, engine);
   const auto handle = [&](const dnnl::memory::desc& d) { return dnnl::memory(d, engine, nullptr); };
-  return {dnnl::matmul(primitive), handle(a), handle(b), handle(bias), handle(c),
+  return {dnnl::matmul(primitive),
+          handle(a),
+          handle(b),
+          handle(bias),
+          handle(c),
           handle(primitive.scratchpad_desc())};
 }
 
-const float* MatmulContext::State::widen(const void* data, int64_t elements, std::vector<float>& buffer) {
+const float* MatmulContext::State::widen(const void* data, int64_t elements,
+                                         std::vector<float>& buffer) {
   buffer.resize(std::max(buffer.size(), static_cast<size_t>(elements)));
   const auto* source = static_cast<const BFloat16*>(data);
   for (int64_t i = 0; i < elements; ++i) buffer[i] = to_float(source[i]);
   return buffer.data();
 }
 
-void MatmulContext::run(const MatmulSpec& spec, const void* a, const void* b, const float* bias, float* c) {
+void MatmulContext::run(const MatmulSpec& spec, const void* a, const void* b, const float* bias,
+                        float* c) {
   if (spec.type == DType::kBF16 && !matmul_has_bf16()) {
-    const auto stored = [](int64_t rows, int64_t cols, int64_t stride) { return (rows - 1) * stride + cols; };
+    const auto stored = [](int64_t rows, int64_t cols, int64_t stride) {
+      return (rows - 1) * stride + cols;
+    };
     const int64_t a_elements =
         spec.transpose_a ? stored(spec.k, spec.m, spec.lda) : stored(spec.m, spec.k, spec.lda);
     const int64_t b_elements =
         spec.transpose_b ? stored(spec.n, spec.k, spec.ldb) : stored(spec.k, spec.n, spec.ldb);
     MatmulSpec wide = spec;
     wide.type = DType::kF32;
-    return run(wide, state_->widen(a, a_elements, state_->wide_a), state_->widen(b, b_elements, state_->wide_b),
-               bias, c);
+    return run(wide, state_->widen(a, a_elements, state_->wide_a),
+               state_->widen(b, b_elements, state_->wide_b), bias, c);
   }
   auto found = state_->products.find(spec);
   if (found == state_->products.end()) {
@@ -109,7 +123,9 @@ void MatmulContext::run(const MatmulSpec& spec, const void* a, const void* b, co
   product.primitive.execute(state_->stream, arguments);
 }
 
-void* MatmulContext::workspace(int64_t bytes) { return aligned(state_->workspace, static_cast<size_t>(bytes)); }
+void* MatmulContext::workspace(int64_t bytes) {
+  return aligned(state_->workspace, static_cast<size_t>(bytes));
+}
 
 bool matmul_has_bf16() {
   static const bool has = [] {
@@ -121,8 +137,8 @@ bool matmul_has_bf16() {
 }
 
 namespace {
-// Row-major [out, in], as stored: with AMX, oneDNN 2.6 multiplies this 1.5x faster than its own packed layout
-// (docs/performance.md), and no second layout has to be understood by anyone.
+// Row-major [out, in], as stored: with AMX, oneDNN 2.6 multiplies this 1.5x faster than its own packed
+// layout at 384 inputs (and nowhere slower), and no second layout has to be understood by anyone.
 class CpuWeight final : public PreparedWeight {
  public:
   explicit CpuWeight(Tensor weight) : weight_(std::move(weight)) {}
@@ -135,19 +151,22 @@ class CpuWeight final : public PreparedWeight {
   Tensor weight_;
 };
 
-// Tile of `linear`: 256 tokens by up to 1024 outputs. The tile's operands and result stay in a 2 MB L2 cache for rows up to
-// 1024 inputs, and the 2048 tokens of a micro-batch give work to 8 threads even at 1024 outputs.
+// Tile of `linear`: 256 tokens by up to 1024 outputs. The tile's operands and result stay in a 2 MB
+// L2 cache for rows up to 1024 inputs, and the 2048 tokens of a micro-batch give work to 8 threads
+// even at 1024 outputs.
 constexpr int64_t kLinearRows = 256;
 constexpr int64_t kLinearCols = 1024;
 
-// Width of a column tile: outputs in equal tiles, rounded to the 64 columns of oneDNN's inner block.
+// Width of a column tile: outputs in equal tiles, rounded to the 64 columns of oneDNN's inner
+// block.
 int64_t linear_tile_cols(int64_t out) {
   const int64_t tiles = (out + kLinearCols - 1) / kLinearCols;
   return round_up((out + tiles - 1) / tiles, 64);
 }
 
 // out tile = residual tile; the product is then accumulated onto it.
-void fill_residual(TensorView residual, TensorView out, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+void fill_residual(TensorView residual, TensorView out, int64_t row, int64_t rows, int64_t col,
+                   int64_t cols) {
   if (residual.data == out.data) return;
   const int64_t stride = out.cols();
   for (int64_t r = row; r < row + rows; ++r) {
@@ -167,8 +186,8 @@ std::unique_ptr<PreparedWeight> CpuBackend::prepare_linear(TensorView weight) {
   return std::make_unique<CpuWeight>(std::move(prepared));
 }
 
-void CpuBackend::linear(TensorView x, const PreparedWeight& weight, TensorView bias, TensorView residual,
-                        TensorView out) {
+void CpuBackend::linear(TensorView x, const PreparedWeight& weight, TensorView bias,
+                        TensorView residual, TensorView out) {
   const Tensor& w = dynamic_cast<const CpuWeight&>(weight).tensor();
   const int64_t tokens = x.rows(), in = w.cols(), outputs = w.rows();
   BITMILL_CHECK(x.dtype == compute_ && x.cols() == in && out.dtype == DType::kF32);
@@ -182,10 +201,18 @@ void CpuBackend::linear(TensorView x, const PreparedWeight& weight, TensorView b
     const int64_t row = item / tiles * kLinearRows, rows = std::min(kLinearRows, tokens - row);
     const int64_t col = item % tiles * width, cols = std::min(width, outputs - col);
     if (residual.data != nullptr) fill_residual(residual, out, row, rows, col, cols);
-    MatmulSpec spec{.type = compute_, .m = rows, .n = cols, .k = in, .lda = in, .ldb = in, .ldc = outputs,
-                    .transpose_b = true, .accumulate = residual.data != nullptr,
+    MatmulSpec spec{.type = compute_,
+                    .m = rows,
+                    .n = cols,
+                    .k = in,
+                    .lda = in,
+                    .ldb = in,
+                    .ldc = outputs,
+                    .transpose_b = true,
+                    .accumulate = residual.data != nullptr,
                     .bias = bias.data != nullptr};
-    contexts_[thread]->run(spec, x.as<char>() + row * in * element, w.view().as<char>() + col * in * element,
+    contexts_[thread]->run(spec, x.as<char>() + row * in * element,
+                           w.view().as<char>() + col * in * element,
                            bias.data != nullptr ? bias.as<float>() + col : nullptr,
                            out.as<float>() + row * outputs + col);
   });

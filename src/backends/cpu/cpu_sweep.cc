@@ -3,7 +3,7 @@
 // H = L L^T in solving order (position n-1 first). With e_j = w_j - q_j of the positions j > k already solved,
 //   t_k = w_k + (sum_j e_j L_jk) / L_kk,   q_k = round(t_k),   loss += L_kk^2 (t_k - q_k)^2 / 2.
 // Per block of positions the sums over earlier blocks are one single-threaded product L[done, block]^T E[done]; inside the
-// block they grow by eight positions at a time. A tile lies transposed, [position][row], so that every inner loop runs over
+// block they grow eight positions at a time. A tile lies transposed, [position][row], so that every inner loop runs over
 // rows; its errors replace its weights in place. docs/algorithms.md derives all this.
 #include <algorithm>
 #include <cmath>
@@ -31,23 +31,62 @@ struct Problem {
   int64_t block;
 };
 
-// acc[c][r] += sum_{j < count} l[j * ldl + c] * e[j][r] for Width columns c, all rows r. Explicit fma: the same bits as a
-// fused loop on every machine, whatever the contraction flag says.
-template <typename T, int Width>
-void accumulate(const T* l, int64_t ldl, const T* e, int64_t count, T* acc, int64_t rows) {
-  constexpr int64_t kLane = 64 / sizeof(T);
-  for (int64_t r = 0; r < rows; r += kLane) {
-    T sum[Width][kLane];
-    for (int c = 0; c < Width; ++c) std::memcpy(sum[c], acc + c * rows + r, sizeof(sum[c]));
-    for (int64_t j = 0; j < count; ++j) {
-      const T* row = e + j * rows + r;
-      for (int c = 0; c < Width; ++c) {
-        const T factor = l[j * ldl + c];
-        for (int64_t i = 0; i < kLane; ++i) sum[c][i] = std::fma(factor, row[i], sum[c][i]);
-      }
-    }
-    for (int c = 0; c < Width; ++c) std::memcpy(acc + c * rows + r, sum[c], sizeof(sum[c]));
+// The inner loops are free functions over plain pointers: only then does the compiler prove them apart and vectorise over
+// rows. Explicit fma gives the same bits on every machine, whatever the contraction flag says.
+
+// y += factor * x.
+template <typename T>
+void add_scaled(int64_t rows, T factor, const T* __restrict x, T* __restrict y) {
+  for (int64_t r = 0; r < rows; ++r) y[r] = std::fma(factor, x[r], y[r]);
+}
+
+// y0 += sum_j l[j][0] x[j], y1 += sum_j l[j][1] x[j] for four rows of x: eight factors stay in registers.
+template <typename T>
+void add_four(int64_t rows, const T* l, int64_t ldl, const T* __restrict x, T* __restrict y0, T* __restrict y1) {
+  const T *x0 = x, *x1 = x + rows, *x2 = x + 2 * rows, *x3 = x + 3 * rows;
+  const T a0 = l[0], a1 = l[ldl], a2 = l[2 * ldl], a3 = l[3 * ldl];
+  const T b0 = l[1], b1 = l[ldl + 1], b2 = l[2 * ldl + 1], b3 = l[3 * ldl + 1];
+  for (int64_t r = 0; r < rows; ++r) {
+    y0[r] = std::fma(a3, x3[r], std::fma(a2, x2[r], std::fma(a1, x1[r], std::fma(a0, x0[r], y0[r]))));
+    y1[r] = std::fma(b3, x3[r], std::fma(b2, x2[r], std::fma(b1, x1[r], std::fma(b0, x0[r], y1[r]))));
   }
+}
+
+// acc[c][r] += sum_{j < count} l[j * ldl + c] * e[j][r] for c < width and all rows r.
+template <typename T>
+void accumulate(const T* l, int64_t ldl, const T* e, int64_t count, T* acc, int64_t width, int64_t rows) {
+  int64_t c = 0;
+  for (; c + 2 <= width; c += 2) {
+    T *y0 = acc + c * rows, *y1 = y0 + rows;
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) add_four(rows, l + j * ldl + c, ldl, e + j * rows, y0, y1);
+    for (; j < count; ++j) {
+      add_scaled(rows, l[j * ldl + c], e + j * rows, y0);
+      add_scaled(rows, l[j * ldl + c + 1], e + j * rows, y1);
+    }
+  }
+  for (int64_t j = 0; c < width && j < count; ++j) add_scaled(rows, l[j * ldl + c], e + j * rows, acc + c * rows);
+}
+
+// Rounds one position of all rows: t = w + inverse * sum. `e` holds the weights and receives the errors.
+template <typename T>
+void round_rows(int64_t rows, T inverse, T half_d, T maxq, const T* __restrict sum, const T* __restrict scale,
+                const T* __restrict zero, T* __restrict e, T* __restrict code, T* __restrict loss,
+                T* __restrict square) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const Grid<T> grid{scale[r], zero[r]};
+    const T w = e[r], t = w + sum[r] * inverse;
+    code[r] = to_code(t, grid, maxq);
+    const T q = from_code(code[r], grid);
+    loss[r] += half_d * ((t - q) * (t - q));
+    e[r] = w - q;
+    square[r] += (w - q) * (w - q);
+  }
+}
+
+template <typename T>
+void narrow(int64_t rows, const T* __restrict code, uint8_t* __restrict out) {
+  for (int64_t r = 0; r < rows; ++r) out[r] = static_cast<uint8_t>(static_cast<int32_t>(code[r]));
 }
 
 // One tile: rows [first, first + live) of one item.
@@ -58,8 +97,9 @@ class TileSweep {
       : p_(problem), item_(item), first_(first), live_(live), rows_((live + kRowUnit - 1) / kRowUnit * kRowUnit),
         groups_(item.scales.cols()), maxq_(T((1 << item.bits) - 1)),
         reach_(p_.block + (item.refit_grids ? std::min(item.group_size, p_.n) : 0)),
-        tile_(buffer(p_.n)), sums_(buffer(reach_)), scale_(buffer(groups_)), zero_(buffer(groups_)), loss_(buffer(1)),
-        square_(buffer(1)), codes_(DType::kU8, {p_.n * rows_}), row_loss_(rows_, 0.0), row_square_(rows_, 0.0) {
+        tile_(buffer(p_.n)), sums_(buffer(reach_)), scale_(buffer(groups_)), zero_(buffer(groups_)), code_(buffer(1)),
+        loss_(buffer(1)), square_(buffer(1)), codes_(DType::kU8, {p_.n * rows_}), row_loss_(rows_, 0.0),
+        row_square_(rows_, 0.0) {
     if (item.refit_grids) compensated_ = buffer(reach_), feedback_ = buffer(reach_);
   }
 
@@ -141,45 +181,26 @@ class TileSweep {
   void substitute(T* e, T* sums, int64_t lo, int64_t hi, const Finish& finish) {
     for (int64_t top = hi; top > lo;) {
       const int64_t bottom = std::max(lo, top - kPanel);
-      const T* l = p_.factor + top * p_.n + bottom;
-      update_panel(l, e + (top - lo) * rows_, hi - top, sums + (bottom - lo) * rows_, top - bottom);
+      if (top < hi) {
+        accumulate(p_.factor + top * p_.n + bottom, p_.n, e + (top - lo) * rows_, hi - top,
+                   sums + (bottom - lo) * rows_, top - bottom, rows_);
+      }
       for (int64_t k = top - 1; k >= bottom; --k) {
         finish(k, sums + (k - lo) * rows_, e + (k - lo) * rows_);
         const T* row = p_.factor + k * p_.n;
-        for (int64_t j = bottom; j < k; ++j) add_scaled(row[j], e + (k - lo) * rows_, sums + (j - lo) * rows_);
+        for (int64_t j = bottom; j < k; ++j) add_scaled(rows_, row[j], e + (k - lo) * rows_, sums + (j - lo) * rows_);
       }
       top = bottom;
     }
   }
 
-  void update_panel(const T* l, const T* e, int64_t count, T* sums, int64_t width) const {
-    if (count == 0) return;
-    int64_t c = 0;
-    for (; c + 4 <= width; c += 4) accumulate<T, 4>(l + c, p_.n, e, count, sums + c * rows_, rows_);
-    for (; c < width; ++c) accumulate<T, 1>(l + c, p_.n, e, count, sums + c * rows_, rows_);
-  }
-
-  void add_scaled(T factor, const T* __restrict x, T* __restrict y) const {
-    for (int64_t r = 0; r < rows_; ++r) y[r] = std::fma(factor, x[r], y[r]);
-  }
-
   // Rounds position k: `e` holds its weights and receives its errors.
-  void round(int64_t k, const T* __restrict sum, T* __restrict e) {
-    const T pivot = p_.factor[k * p_.n + k], inverse = T(1) / pivot, half_d = pivot * pivot / 2;
-    const T* __restrict scale = column(scale_, group_of(k));
-    const T* __restrict zero = column(zero_, group_of(k));
-    T* __restrict loss = loss_.as<T>();
-    T* __restrict square = square_.as<T>();
-    uint8_t* __restrict codes = codes_.as<uint8_t>() + k * rows_;
-    for (int64_t r = 0; r < rows_; ++r) {
-      const Grid<T> grid{scale[r], zero[r]};
-      const T w = e[r], t = w + sum[r] * inverse;
-      const T code = to_code(t, grid, maxq_), q = from_code(code, grid);
-      codes[r] = static_cast<uint8_t>(static_cast<int32_t>(code));
-      loss[r] += half_d * ((t - q) * (t - q));
-      e[r] = w - q;
-      square[r] += (w - q) * (w - q);
-    }
+  void round(int64_t k, const T* sum, T* e) {
+    const T pivot = p_.factor[k * p_.n + k];
+    const int32_t group = group_of(k);
+    round_rows(rows_, T(1) / pivot, pivot * pivot / 2, maxq_, sum, column(scale_, group), column(zero_, group), e,
+               code_.as<T>(), loss_.as<T>(), square_.as<T>());
+    narrow(rows_, code_.as<T>(), codes_.as<uint8_t>() + k * rows_);
   }
 
   // Grids of the groups that start in [lo, hi), from the weights as compensated for all blocks done. The working sums are
@@ -245,6 +266,7 @@ class TileSweep {
   Tensor tile_;                        // [n][rows]: weights of open positions, errors of solved ones
   Tensor sums_;                        // [reach][rows]
   Tensor scale_, zero_;                // [groups][rows]
+  Tensor code_;                        // [rows], of the open position
   Tensor loss_, square_;               // [rows], of the open block
   Tensor codes_;                       // U8 [n][rows]
   std::vector<double> row_loss_, row_square_;

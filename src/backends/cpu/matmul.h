@@ -9,7 +9,8 @@
 
 namespace bitmill {
 
-// c [m, n] (F32, row stride ldc) = or += a b (+ bias [n], F32), a and b both of `type` (kBF16 or kF32), fp32 accumulation.
+// c [m, n] (F32, row stride ldc) = or += a b (+ bias [n], F32), a and b both of `type` (kBF16 or
+// kF32), fp32 accumulation.
 //   a is [m, k] with row stride lda, or, transposed, stored as [k, m]
 //   b is [k, n] with row stride ldb, or, transposed, stored as [n, k]
 // oneDNN's fastest kernels want operands without gaps: stride = stored columns.
@@ -23,8 +24,9 @@ struct MatmulSpec {
   auto operator<=>(const MatmulSpec&) const = default;
 };
 
-// What one pool thread needs to multiply: engine, stream, compiled products by spec, scratch memory and a workspace. Not thread-safe: one
-// per thread. Runs on one thread because the pool's threads set OpenMP to one.
+// What one pool thread needs to multiply: engine, stream, compiled products by spec, scratch memory
+// and a workspace. Not thread-safe: one per thread. Runs on one thread because the pool's threads
+// set OpenMP to one.
 class MatmulContext {
  public:
   MatmulContext();
@@ -34,7 +36,8 @@ class MatmulContext {
 
   void run(const MatmulSpec& spec, const void* a, const void* b, const float* bias, float* c);
 
-  // Memory for the tile that the calling thread works on: 64-byte aligned, uninitialised, valid until the next call.
+  // Memory for the tile that the calling thread works on: 64-byte aligned, uninitialised, valid
+  // until the next call.
   void* workspace(int64_t bytes);
 
  private:
@@ -42,8 +45,8 @@ class MatmulContext {
   std::unique_ptr<State> state_;
 };
 
-// Does oneDNN multiply bf16 on this CPU (AVX-512; in hardware or emulated)? Where not, run() widens bf16 to fp32 first,
-// which is exact.
+// Does oneDNN multiply bf16 on this CPU (AVX-512; in hardware or emulated)? Where not, run() widens
+// bf16 to fp32 first, which is exact.
 bool matmul_has_bf16();
 
 }  // namespace bitmill

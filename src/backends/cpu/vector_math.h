@@ -1,7 +1,8 @@
-// Elementwise arithmetic that the compiler vectorises: loads and stores of the float types, exp, sums and maxima in fixed
-// lanes. Written without reassociation: a sum has kLanes partial sums, folded in one order, so its bits are the same
-// wherever it runs. Users are compiled with -fno-trapping-math (the values are the same, only exception flags may differ), without
-// which comparisons keep loops scalar. Private to backends/cpu.
+// Elementwise arithmetic that the compiler vectorises: loads and stores of the float types, exp,
+// sums and maxima in fixed lanes. Written without reassociation: a sum has kLanes partial sums,
+// folded in one order, so its bits are the same wherever it runs. Users are compiled with
+// -fno-trapping-math (the values are the same, only exception flags may differ), without which
+// comparisons keep loops scalar. Private to backends/cpu.
 #pragma once
 
 #include <immintrin.h>  // F16C: half-precision conversion
@@ -18,23 +19,35 @@ namespace bitmill {
 
 constexpr int64_t kLanes = 16;  // two AVX2 registers of fp32
 
-inline float load_float(float value) { return value; }
-inline float load_float(BFloat16 value) { return to_float(value); }
-inline float load_float(Float16 value) { return _cvtsh_ss(value.bits); }
+inline float load_float(float value) {
+  return value;
+}
+inline float load_float(BFloat16 value) {
+  return to_float(value);
+}
+inline float load_float(Float16 value) {
+  return _cvtsh_ss(value.bits);
+}
 
-inline void store_float(float value, float& out) { out = value; }
-inline void store_float(float value, BFloat16& out) { out = to_bf16(value); }
+inline void store_float(float value, float& out) {
+  out = value;
+}
+inline void store_float(float value, BFloat16& out) {
+  out = to_bf16(value);
+}
 
-// e^x to 1e-7 relative for |x| <= 80; beyond, x is clamped: e^80 and e^-80 stand for everything larger and smaller, which
-// keeps quotients of results out of the denormals (their arithmetic is a hundred times slower). NaN gives some finite value.
-// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a polynomial; 2^n is added to the exponent bits. The clamps compare bits as
-// integers (magnitudes order like integers), because a compiler splits floating-point clamps into branches.
+// e^x to 1e-7 relative for |x| <= 80; beyond, x is clamped: e^80 and e^-80 stand for everything
+// larger and smaller, which keeps quotients of results out of the denormals (their arithmetic is a
+// hundred times slower). NaN gives some finite value. x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a
+// polynomial; 2^n is added to the exponent bits. The clamps compare bits as integers (magnitudes
+// order like integers), because a compiler splits floating-point clamps into branches.
 inline float exp_clamped(float x) {
   constexpr int32_t kHighest = std::bit_cast<int32_t>(80.0f);
   constexpr uint32_t kLowest = std::bit_cast<uint32_t>(-80.0f);
   const int32_t below = std::min(std::bit_cast<int32_t>(x), kHighest);
   x = std::bit_cast<float>(std::min(static_cast<uint32_t>(below), kLowest));
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  constexpr float kMagic =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const float shifted = x * 1.44269504088896341f + kMagic;
   const float n = shifted - kMagic;
   const float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;  // ln 2 in two parts
@@ -45,7 +58,8 @@ inline float exp_clamped(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(shifted) << 23));
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) +
+                              (std::bit_cast<uint32_t>(shifted) << 23));
 }
 
 // The same, and NaN stays NaN.
