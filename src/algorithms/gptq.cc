@@ -1,10 +1,13 @@
-// GPTQ in factor form (docs/algorithms.md): damped Hessian -> one Cholesky factor in solving order -> column sweep.
+// GPTQ in factor form (docs/algorithms.md): damped Hessian -> one Cholesky factor in solving order
+// -> column sweep.
 //
-// Linears that share an input share the Hessian, and the factor too where order, damping and block size agree. What can go
-// wrong numerically is a recorded state: no tokens, no signal, a Hessian that is not positive definite at any damping.
+// Linears that share an input share the Hessian, and the factor too where order, damping and block
+// size agree. What can go wrong numerically is a recorded state: no tokens, no signal, a Hessian
+// that is not positive definite at any damping.
 //
-// Peak memory besides the weights and the packed Hessian: one n x n factor, the codes and grids of the linears that share
-// it, a second copy of a weight only where columns are dead, and per thread a sweep tile of 256 x n weights and codes.
+// Peak memory besides the weights and the packed Hessian: one n x n factor, the codes and grids of
+// the linears that share it, a second copy of a weight only where columns are dead, and per thread
+// a sweep tile of 256 x n weights and codes.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -59,10 +62,15 @@ double sum_of(const Tensor& values) {
 // One cut with a Hessian that has a signal.
 class Solver {
  public:
-  Solver(std::span<const LinearProblem> problems, const Hessian& hessian, std::vector<double> diagonal,
-         Backend& backend)
-      : problems_(problems), hessian_(hessian), backend_(backend), n_(hessian.columns),
-        diagonal_(std::move(diagonal)), solved_diagonal_(diagonal_), results_(problems.size()) {
+  Solver(std::span<const LinearProblem> problems, const Hessian& hessian,
+         std::vector<double> diagonal, Backend& backend)
+      : problems_(problems),
+        hessian_(hessian),
+        backend_(backend),
+        n_(hessian.columns),
+        diagonal_(std::move(diagonal)),
+        solved_diagonal_(diagonal_),
+        results_(problems.size()) {
     for (double& d : solved_diagonal_) {
       if (d != 0) continue;
       d = 1;
@@ -93,25 +101,29 @@ class Solver {
     const Damping damping = climb(key, order, factor);
     if (!damping.ok) {
       factor.reset();
-      for (size_t i : group) give_up(i, damping, fmt::format("not positive definite at damping up to {}", key.limit));
+      for (size_t i : group)
+        give_up(i, damping, fmt::format("not positive definite at damping up to {}", key.limit));
       return;
     }
     std::vector<Work> works;
     for (size_t i : group) works.push_back(prepare(problems_[i]));
     std::vector<SweepItem> items;
-    for (size_t k = 0; k < group.size(); ++k) items.push_back(sweep_item(problems_[group[k]], works[k]));
+    for (size_t k = 0; k < group.size(); ++k)
+      items.push_back(sweep_item(problems_[group[k]], works[k]));
     backend_.sweep(factor, order, key.block, items);
     factor.reset();
     for (size_t k = 0; k < group.size(); ++k) finish(group[k], damping, std::move(works[k]));
   }
 
-  // Position n-1 is solved first, so the processing order stands reversed. Equal diagonals keep ascending columns.
+  // Position n-1 is solved first, so the processing order stands reversed. Equal diagonals keep
+  // ascending columns.
   Tensor solving_order(bool by_diagonal) const {
     std::vector<int32_t> processing(n_);
     std::iota(processing.begin(), processing.end(), 0);
     if (by_diagonal) {
-      std::stable_sort(processing.begin(), processing.end(),
-                       [&](int32_t a, int32_t b) { return solved_diagonal_[a] > solved_diagonal_[b]; });
+      std::stable_sort(processing.begin(), processing.end(), [&](int32_t a, int32_t b) {
+        return solved_diagonal_[a] > solved_diagonal_[b];
+      });
     }
     Tensor order(DType::kI32, {n_});
     std::copy(processing.rbegin(), processing.rend(), order.as<int32_t>());
@@ -120,12 +132,15 @@ class Solver {
 
   // The damping ladder: every step gathers the packed Hessian anew, so no copy of it is kept.
   Damping climb(const FactorKey& key, const Tensor& order, Tensor& factor) const {
-    const double mean = std::accumulate(solved_diagonal_.begin(), solved_diagonal_.end(), 0.0) / double(n_);
+    const double mean =
+        std::accumulate(solved_diagonal_.begin(), solved_diagonal_.end(), 0.0) / double(n_);
     Damping damping;
-    for (double p = key.damp; p <= key.limit * (1 + 1e-12); p = std::max(key.step * p, 1e-4), ++damping.retries) {
+    for (double p = key.damp; p <= key.limit * (1 + 1e-12);
+         p = std::max(key.step * p, 1e-4), ++damping.retries) {
       damping.fraction = p;
       damping.added = p * mean;
-      backend_.hessian_gather(hessian_.sum, order, hessian_.factor(), damped_diagonal(damping.added), factor);
+      backend_.hessian_gather(hessian_.sum, order, hessian_.factor(),
+                              damped_diagonal(damping.added), factor);
       const FactorState state = backend_.factorize(factor);
       damping.smallest_pivot = state.ok ? state.smallest_pivot : 0;
       damping.ok = state.ok;
@@ -152,7 +167,8 @@ class Solver {
     return s.group_size != -1 && s.act_order != ActOrder::kStatic && !problem.static_groups;
   }
 
-  // A row grid comes from the weight as given, group grids from the weight without its dead columns.
+  // A row grid comes from the weight as given, group grids from the weight without its dead
+  // columns.
   Work prepare(const LinearProblem& problem) const {
     Work work;
     const TensorView w = problem.weight;
@@ -164,8 +180,10 @@ class Solver {
         zero_columns<float>(work.live, diagonal_);
       }
     }
-    const TensorView fitted = problem.settings.group_size == -1 || dead_ == 0 ? w : work.live.view();
-    work.grids = refits(problem) ? make_grids(problem) : fit_problem_grids(problem, fitted, backend_);
+    const TensorView fitted =
+        problem.settings.group_size == -1 || dead_ == 0 ? w : work.live.view();
+    work.grids =
+        refits(problem) ? make_grids(problem) : fit_problem_grids(problem, fitted, backend_);
     work.codes = backend_.allocate(DType::kU8, w.shape);
     work.row_loss = Tensor(DType::kF64, {w.rows()});
     work.row_error = Tensor(DType::kF64, {w.rows()});
@@ -197,14 +215,17 @@ class Solver {
     record = start(problem, damping);
     record.method = "gptq";
     record.loss = loss;
-    // 2 loss = tr(E H' E^T) with H' = H + added I; dead columns have no error (0 is on every grid), and none in H.
+    // 2 loss = tr(E H' E^T) with H' = H + added I; dead columns have no error (0 is on every grid),
+    // and none in H.
     record.error = std::max(0.0, 2 * loss - damping.added * sum_of(work.row_error));
     record.relative_error = relative_error(
-        record.error, backend_.layer_error(problem.weight, TensorView(), hessian_.sum, hessian_.factor()));
+        record.error,
+        backend_.layer_error(problem.weight, TensorView(), hessian_.sum, hessian_.factor()));
     results_[i].linear = make_linear(problem, std::move(work.codes), std::move(work.grids));
   }
 
-  // The policy of a failed module; its codes are rounded to nearest either way, so that nothing is undefined.
+  // The policy of a failed module; its codes are rounded to nearest either way, so that nothing is
+  // undefined.
   void give_up(size_t i, const Damping& damping, const std::string& note) {
     results_[i] = round_to_nearest(problems_[i], &hessian_, backend_);
     QuantizeRecord& record = results_[i].record;
@@ -236,10 +257,12 @@ class Solver {
 };
 
 // Error(kInput) naming the module for a Hessian that is not finite; else its normalised diagonal.
-std::vector<double> checked_diagonal(const LinearProblem& problem, const Hessian& hessian, Backend& backend) {
+std::vector<double> checked_diagonal(const LinearProblem& problem, const Hessian& hessian,
+                                     Backend& backend) {
   const int64_t n = hessian.columns, bad = backend.first_non_finite(hessian.sum);
   if (bad >= 0) {
-    fail(ExitCode::kInput, "{}: the Hessian of its input is not finite (packed element {}); its activations overflow",
+    fail(ExitCode::kInput,
+         "{}: the Hessian of its input is not finite (packed element {}); its activations overflow",
          problem.module, bad);
   }
   Tensor raw(hessian.sum.dtype(), {n});
@@ -252,8 +275,9 @@ std::vector<double> checked_diagonal(const LinearProblem& problem, const Hessian
   return diagonal;
 }
 
-std::vector<QuantizeResult> all_to_nearest(std::span<const LinearProblem> problems, const Hessian& hessian,
-                                           const char* note, Backend& backend) {
+std::vector<QuantizeResult> all_to_nearest(std::span<const LinearProblem> problems,
+                                           const Hessian& hessian, const char* note,
+                                           Backend& backend) {
   std::vector<QuantizeResult> results;
   for (const LinearProblem& problem : problems) {
     results.push_back(round_to_nearest(problem, &hessian, backend));
@@ -269,16 +293,20 @@ class Gptq final : public Quantizer {
 
   void check(const QuantizeSettings& s) const override {
     check_grid_settings(s);
-    if (s.block_size < 1) fail(ExitCode::kUsage, "quantize.block_size={}: expected a positive number", s.block_size);
-    if (!(s.damp >= 0)) fail(ExitCode::kUsage, "quantize.damp={}: expected a fraction of at least 0", s.damp);
-    if (!(s.damp_step > 1)) fail(ExitCode::kUsage, "quantize.damp_step={}: expected more than 1", s.damp_step);
+    if (s.block_size < 1)
+      fail(ExitCode::kUsage, "quantize.block_size={}: expected a positive number", s.block_size);
+    if (!(s.damp >= 0))
+      fail(ExitCode::kUsage, "quantize.damp={}: expected a fraction of at least 0", s.damp);
+    if (!(s.damp_step > 1))
+      fail(ExitCode::kUsage, "quantize.damp_step={}: expected more than 1", s.damp_step);
     if (!(s.damp_max >= s.damp)) {
-      fail(ExitCode::kUsage, "quantize.damp_max={}: expected at least quantize.damp={}", s.damp_max, s.damp);
+      fail(ExitCode::kUsage, "quantize.damp_max={}: expected at least quantize.damp={}", s.damp_max,
+           s.damp);
     }
   }
 
-  std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems, const Hessian* hessian,
-                                       Backend& backend) const override {
+  std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems,
+                                       const Hessian* hessian, Backend& backend) const override {
     BITMILL_CHECK(hessian != nullptr);
     const auto start = std::chrono::steady_clock::now();
     int64_t rows = 0;
@@ -290,20 +318,23 @@ class Gptq final : public Quantizer {
       rows += problem.weight.rows();
     }
     std::vector<QuantizeResult> results = solve(problems, *hessian, backend);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     for (QuantizeResult& result : results) {
-      result.record.seconds = seconds * static_cast<double>(result.record.out) / static_cast<double>(rows);
+      result.record.seconds =
+          seconds * static_cast<double>(result.record.out) / static_cast<double>(rows);
     }
     return results;
   }
 
  private:
-  static std::vector<QuantizeResult> solve(std::span<const LinearProblem> problems, const Hessian& hessian,
-                                           Backend& backend) {
+  static std::vector<QuantizeResult> solve(std::span<const LinearProblem> problems,
+                                           const Hessian& hessian, Backend& backend) {
     if (problems.empty()) return {};
     if (hessian.tokens == 0) return all_to_nearest(problems, hessian, "no tokens", backend);
     std::vector<double> diagonal = checked_diagonal(problems[0], hessian, backend);
-    const bool signal = std::any_of(diagonal.begin(), diagonal.end(), [](double d) { return d != 0; });
+    const bool signal =
+        std::any_of(diagonal.begin(), diagonal.end(), [](double d) { return d != 0; });
     if (!signal) return all_to_nearest(problems, hessian, "no signal", backend);
     return Solver(problems, hessian, std::move(diagonal), backend).run();
   }

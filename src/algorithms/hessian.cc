@@ -6,7 +6,9 @@ namespace bitmill {
 namespace {
 
 // Level at which two lanes meet in the binary tree over lane numbers.
-int meeting_level(int a, int b) { return std::bit_width(static_cast<unsigned>(a) ^ static_cast<unsigned>(b)); }
+int meeting_level(int a, int b) {
+  return std::bit_width(static_cast<unsigned>(a) ^ static_cast<unsigned>(b));
+}
 
 }  // namespace
 
@@ -23,8 +25,8 @@ void HessianAccumulator::add(TensorView x, int64_t samples, int lane) {
   if (lane != lane_) close_lane();
   lane_ = lane;
   if (open_.empty()) {
-    // Two neighbours are complete once the new lane meets them higher up than they meet each other: fold them before the
-    // new lane takes memory, so that at most log2(lanes) + 1 sums live.
+    // Two neighbours are complete once the new lane meets them higher up than they meet each other:
+    // fold them before the new lane takes memory, so that at most log2(lanes) + 1 sums live.
     fold_below(lane);
     open_ = backend_.upload(Tensor::zeros(dtype_, {hessian_elements(columns_)}));
   }

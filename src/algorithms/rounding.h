@@ -1,11 +1,13 @@
-// What rtn and gptq share: checking a problem, its grids, plain rounding, and the stored form of a result.
+// What rtn and gptq share: checking a problem, its grids, plain rounding, and the stored form of a
+// result.
 #pragma once
 
 #include "algorithms/quantizer.h"
 
 namespace bitmill {
 
-// Scales and zeros of one linear in the weight's type, [out, groups], and the group of each column, I32 [in].
+// Scales and zeros of one linear in the weight's type, [out, groups], and the group of each column,
+// I32 [in].
 struct GridTensors {
   Tensor scales, zeros, column_group;
 };
@@ -14,7 +16,8 @@ struct GridTensors {
 void check_weight(const LinearProblem& problem, Backend& backend);
 // Uninitialised grids of the right shapes with column_group = column / group_size.
 GridTensors make_grids(const LinearProblem& problem);
-// Grids of `weight` (the problem's, or a copy with dead columns zeroed). Error(kInput) for a scale beyond its stored type.
+// Grids of `weight` (the problem's, or a copy with dead columns zeroed). Error(kInput) for a scale
+// beyond its stored type.
 GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight, Backend& backend);
 // Error(kInput) naming module and stored type.
 [[noreturn]] void fail_scale(const LinearProblem& problem);
@@ -29,9 +32,11 @@ double relative_error(double error, double signal);
 
 // Rounds to nearest, with errors measured against `hessian` where it is given and has tokens.
 // Needs one copy of the weight besides the codes.
-QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hessian, Backend& backend);
+QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hessian,
+                                Backend& backend);
 
-// Throws kUsage for settings that no algorithm takes: bits outside 2..8, a group size that is neither -1 nor positive.
+// Throws kUsage for settings that no algorithm takes: bits outside 2..8, a group size that is
+// neither -1 nor positive.
 void check_grid_settings(const QuantizeSettings& settings);
 
 }  // namespace bitmill

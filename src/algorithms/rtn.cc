@@ -22,7 +22,8 @@ void subtract(TensorView w, TensorView w_hat) {  // w_hat = w - w_hat
 }
 
 // Fills error and relative_error of a finished result.
-void measure(const LinearProblem& problem, const Hessian* hessian, Backend& backend, QuantizeResult& result) {
+void measure(const LinearProblem& problem, const Hessian* hessian, Backend& backend,
+             QuantizeResult& result) {
   const TensorView w = problem.weight;
   Tensor w_hat = backend.allocate(w.dtype, w.shape);
   backend.dequantize(result.linear, w_hat);
@@ -46,8 +47,8 @@ class Rtn final : public Quantizer {
   bool needs_hessian() const override { return false; }
   void check(const QuantizeSettings& settings) const override { check_grid_settings(settings); }
 
-  std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems, const Hessian* hessian,
-                                       Backend& backend) const override {
+  std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems,
+                                       const Hessian* hessian, Backend& backend) const override {
     std::vector<QuantizeResult> results;
     for (const LinearProblem& problem : problems) {
       check(problem.settings);
@@ -68,7 +69,8 @@ void check_grid_settings(const QuantizeSettings& settings) {
     fail(ExitCode::kUsage, "quantize.bits={}: expected 2 to 8", settings.bits);
   }
   if (settings.group_size != -1 && settings.group_size < 1) {
-    fail(ExitCode::kUsage, "quantize.group_size={}: expected -1 (one group per row) or a positive number",
+    fail(ExitCode::kUsage,
+         "quantize.group_size={}: expected -1 (one group per row) or a positive number",
          settings.group_size);
   }
 }
@@ -77,12 +79,13 @@ void check_weight(const LinearProblem& problem, Backend& backend) {
   const int64_t index = backend.first_non_finite(problem.weight);
   if (index < 0) return;
   const int64_t cols = problem.weight.cols();
-  fail(ExitCode::kInput, "{}.weight: element {} (row {}, column {}) is not a finite number", problem.module, index,
-       index / cols, index % cols);
+  fail(ExitCode::kInput, "{}.weight: element {} (row {}, column {}) is not a finite number",
+       problem.module, index, index / cols, index % cols);
 }
 
 void fail_scale(const LinearProblem& problem) {
-  fail(ExitCode::kInput, "{}.weight: a quantization scale is beyond {}, the type the output format stores",
+  fail(ExitCode::kInput,
+       "{}.weight: a quantization scale is beyond {}, the type the output format stores",
        problem.module, dtype_name(problem.scale_dtype));
 }
 
@@ -104,7 +107,8 @@ GridTensors make_grids(const LinearProblem& problem) {
 
 GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight, Backend& backend) {
   GridTensors grids = make_grids(problem);
-  if (!backend.fit_grids(weight, grid_options(problem), problem.settings.group_size, grids.scales, grids.zeros)) {
+  if (!backend.fit_grids(weight, grid_options(problem), problem.settings.group_size, grids.scales,
+                         grids.zeros)) {
     fail_scale(problem);
   }
   return grids;
@@ -130,7 +134,8 @@ QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTens
   linear.codes = std::move(codes);
   linear.zeros = Tensor(DType::kU8, grids.zeros.shape());
   for (int64_t i = 0; i < grids.zeros.elements(); ++i) {
-    const double zero = grids.zeros.dtype() == DType::kF64 ? grids.zeros.as<double>()[i] : grids.zeros.as<float>()[i];
+    const double zero = grids.zeros.dtype() == DType::kF64 ? grids.zeros.as<double>()[i]
+                                                           : grids.zeros.as<float>()[i];
     linear.zeros.as<uint8_t>()[i] = static_cast<uint8_t>(zero);
   }
   linear.g_idx = std::move(grids.column_group);
@@ -143,14 +148,18 @@ QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTens
   return linear;
 }
 
-double relative_error(double error, double signal) { return signal > 0 ? error / signal : 0; }
+double relative_error(double error, double signal) {
+  return signal > 0 ? error / signal : 0;
+}
 
-QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hessian, Backend& backend) {
+QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hessian,
+                                Backend& backend) {
   QuantizeResult result;
   result.record = start_record(problem, hessian);
   GridTensors grids = fit_problem_grids(problem, problem.weight, backend);
   Tensor codes = backend.allocate(DType::kU8, problem.weight.shape);
-  backend.round_to_grid(problem.weight, grids.scales, grids.zeros, grids.column_group, problem.settings.bits, codes);
+  backend.round_to_grid(problem.weight, grids.scales, grids.zeros, grids.column_group,
+                        problem.settings.bits, codes);
   result.linear = make_linear(problem, std::move(codes), std::move(grids));
   measure(problem, hessian, backend, result);
   return result;

@@ -132,6 +132,11 @@ class Backend {
   // written), nll F64 [tokens]; sums in double.
   virtual void token_nll(TensorView logits, TensorView targets, TensorView nll) = 0;
 
+  // kl[t] = sum_i p_i (log p_i - log q_i), p = softmax(reference[t, :]), q = softmax(logits[t, :]), in double; agree[t] = 1 if
+  // both have their largest logit at the same index (the first of equals), else 0. reference, logits F32 [tokens, vocab];
+  // kl F64 [tokens]; agree I32 [tokens].
+  virtual void token_kl(TensorView reference, TensorView logits, TensorView kl, TensorView agree) = 0;
+
   // ---- Hessian -----------------------------------------------------------------------------------------------
   // h += x^T x, lower triangle in tile-packed layout. x C [tokens, n] (or F64), h F32 (F64) [hessian_elements(n)].
   // bf16 inputs multiply exactly with fp32 accumulation (formula: docs/algorithms.md).

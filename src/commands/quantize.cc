@@ -120,7 +120,7 @@ EvalResult evaluate_model(const std::string& directory, const RunOptions& option
   on_rank_zero(comm, [&] {
     ids = read_token_file(options.evaluate.tokens, options.evaluate.samples, 0, source.spec().vocab, "evaluate.tokens");
   });
-  return evaluate(source, ids, options, comm, *session.transport, *session.backend, "");
+  return evaluate(source, nullptr, ids, options, comm, *session.transport, *session.backend, "");
 }
 
 std::string config_text(const RunOptions& options, const FormatConfig& config) {

@@ -1,5 +1,6 @@
 #include "core/options.h"
 
+#include <regex>
 #include <fmt/ranges.h>
 
 #include <algorithm>
@@ -366,7 +367,8 @@ QuantizeRule parse_rule(const std::string& text) {
     // A '#' would start a comment when the echoed settings are read back.
     if (text.find('#') != std::string::npos)
       fail(ExitCode::kUsage, "found '#', which is written as \\x23 in a rule");
-    rule.pattern = std::regex(tokens[0], std::regex::ECMAScript | std::regex::optimize);
+    rule.matches = [pattern = std::regex(tokens[0], std::regex::ECMAScript | std::regex::optimize)](
+                       const std::string& module) { return std::regex_match(module, pattern); };
     for (const std::string& token : std::span(tokens).subspan(1)) parse_rule_setting(rule, token);
   } catch (const std::regex_error& error) {
     fail(ExitCode::kUsage, "quantize.rule '{}': '{}' is no ECMAScript regex: {}", rule.text,
@@ -379,7 +381,7 @@ QuantizeRule parse_rule(const std::string& text) {
 
 QuantizeSettings RunOptions::settings_for(const std::string& module) const {
   for (const QuantizeRule& rule : quantize.rules)
-    if (std::regex_match(module, rule.pattern)) return apply_rule(rule, quantize);
+    if (rule.matches(module)) return apply_rule(rule, quantize);
   return quantize;
 }
 

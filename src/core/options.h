@@ -4,8 +4,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <iosfwd>
-#include <regex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,7 +29,7 @@ struct QuantizeSettings {
   ActOrder act_order = ActOrder::kStatic;
   bool mse = false;
   int64_t block_size = 128;  // columns per lazy update of the sweep
-  double damp = 0.01;        // fraction of mean(diag H)
+  double damp = 0.002;       // fraction of mean(diag H)
   double damp_step = 10;     // ladder factor after a failed factorization
   double damp_max = 1;
   OnFailed on_failed = OnFailed::kRtn;
@@ -39,7 +39,7 @@ struct QuantizeSettings {
 // One `rule=REGEX key=value ...`. The regex is ECMAScript and must match the whole module name without `.weight`.
 struct QuantizeRule {
   std::string text;  // as written, blanks folded to one
-  std::regex pattern;
+  std::function<bool(const std::string& module)> matches;
   std::vector<std::pair<std::string, std::string>> settings;
 };
 

@@ -128,15 +128,6 @@ OptionValue rules() {
   return {"REGEX name=value ...", set, get};
 }
 
-OptionValue no_reference() {
-  auto set = [](RunOptions&, const std::string& key, const std::string& value) {
-    if (!value.empty())
-      fail(ExitCode::kUsage,
-           "{}: found '{}', but comparing with a reference is not in this version", key, value);
-  };
-  return {"empty", set, [](const RunOptions& o) { return o.evaluate.reference; }};
-}
-
 // ---- the table ----
 
 using Rows = std::vector<OptionRow>;
@@ -307,8 +298,9 @@ void add_report_rows(Rows& rows) {
                   kConfig, "evaluation tokens: input_ids [samples, tokens]"});
   rows.push_back({"evaluate.samples", count(at(evaluate, &Evaluate::samples), 0), "samples", kPlain,
                   kConfig, "how many samples to evaluate, from the first; 0: all"});
-  rows.push_back(
-      {"evaluate.reference", no_reference(), "-", kPlain, kConfig, "a model to compare with"});
+  rows.push_back({"evaluate.reference",
+                  path(at(evaluate, &Evaluate::reference), "a checkpoint directory"), "-", kPlain,
+                  kConfig, "eval also measures KL divergence from this float checkpoint"});
   rows.push_back({"evaluate.before", boolean(at(evaluate, &Evaluate::before)), "-", kPlain, kConfig,
                   "quantize evaluates the float model first"});
   rows.push_back({"evaluate.after", boolean(at(evaluate, &Evaluate::after)), "-", kPlain, kConfig,

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "core/options.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

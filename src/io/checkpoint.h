@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "io/json.h"
+#include "io/json_fwd.h"
 #include "io/safetensors.h"
 
 namespace bitmill {

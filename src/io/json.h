@@ -6,10 +6,9 @@
 #include <string>
 #include <string_view>
 
-namespace bitmill {
+#include "io/json_fwd.h"
 
-using Json = nlohmann::json;                  // object keys sorted: deterministic text
-using OrderedJson = nlohmann::ordered_json;   // keys in the order written
+namespace bitmill {
 
 // Parses UTF-8 text; refuses duplicate keys, trailing text and nesting deeper than 64. Throws Error(kInput) naming
 // `where` (a file) and the byte offset.

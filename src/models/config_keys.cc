@@ -1,4 +1,5 @@
 #include "models/config_keys.h"
+#include "io/json.h"
 
 #include <cmath>
 #include <limits>

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "io/json.h"
+#include "io/json_fwd.h"
 
 namespace bitmill {
 

@@ -7,6 +7,7 @@
 
 #include "core/options.h"
 #include "models/layers.h"
+#include "io/json.h"
 
 namespace bitmill {
 

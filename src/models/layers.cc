@@ -1,4 +1,5 @@
 #include "models/layers.h"
+#include "io/json.h"
 
 #include <cmath>
 

@@ -1,5 +1,6 @@
 // Llama: attention_bias puts a bias on all four attention linears, mlp_bias on the MLP's three.
 #include "models/layers.h"
+#include "io/json.h"
 
 namespace bitmill {
 

@@ -1,6 +1,7 @@
 // Mistral: no biases; sliding_window (null: none) holds for every block unless layer_types says
 // otherwise.
 #include "models/layers.h"
+#include "io/json.h"
 
 namespace bitmill {
 

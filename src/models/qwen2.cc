@@ -1,5 +1,6 @@
 // Qwen2: biases on q, k and v; windows as qwen_windows in layers.h says.
 #include "models/layers.h"
+#include "io/json.h"
 
 namespace bitmill {
 

@@ -1,6 +1,7 @@
 // Qwen3: RMSNorm per head on q and k before rope, head_dim independent of hidden_size (128 when
 // absent).
 #include "models/layers.h"
+#include "io/json.h"
 
 namespace bitmill {
 

@@ -5,6 +5,7 @@
 
 #include "models/config_keys.h"
 #include "models/family.h"
+#include "io/json.h"
 
 namespace bitmill {
 

@@ -1,5 +1,6 @@
 #include "pipeline/evaluate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -39,87 +40,141 @@ Tensor share_ids(const Tensor& ids, Communicator& comm) {
   return shared;
 }
 
-// Scores logits against the next token of the same window; sums in double, window by window.
+// Sums over the predictions of all windows, in double, window by window.
+struct Sums {
+  double nll = 0, kl = 0, agree = 0;
+};
+
+// Scores logits chunk by chunk against the next token of the same window, and against a reference's logits.
 class Scorer {
  public:
   Scorer(const Tensor& ids, Backend& backend) : ids_(ids), backend_(backend) {}
 
-  void add(int64_t first_token, TensorView logits) {
+  // `reference` has no data where there is none.
+  void add(int64_t first_token, TensorView logits, TensorView reference) {
     const int64_t rows = logits.rows(), length = ids_.cols();
-    Tensor targets(DType::kI32, {rows}), nll(DType::kF64, {rows});
+    Tensor targets(DType::kI32, {rows}), nll(DType::kF64, {rows}), kl = Tensor::zeros(DType::kF64, {rows}),
+        agree = Tensor::zeros(DType::kI32, {rows});
     const int32_t* id = ids_.as<int32_t>();
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t token = first_token + i;
       targets.as<int32_t>()[i] = (token + 1) % length == 0 ? -1 : id[token + 1];
     }
     backend_.token_nll(logits, targets, nll);
+    if (reference.data != nullptr) backend_.token_kl(reference, logits, kl, agree);
     for (int64_t i = 0; i < rows; ++i) {
-      window_ += nll.as<double>()[i];
-      if ((first_token + i + 1) % length == 0) {
-        sum_ += window_;
-        window_ = 0;
+      const bool last = (first_token + i + 1) % length == 0;
+      window_.nll += nll.as<double>()[i];
+      if (!last) {  // the last position predicts a token that is not there
+        window_.kl += kl.as<double>()[i];
+        window_.agree += agree.as<int32_t>()[i];
+        continue;
       }
+      sums_ = {sums_.nll + window_.nll, sums_.kl + window_.kl, sums_.agree + window_.agree};
+      window_ = {};
     }
   }
-  double sum() const { return sum_; }
+  const Sums& sums() const { return sums_; }
 
  private:
   const Tensor& ids_;
   Backend& backend_;
-  double sum_ = 0, window_ = 0;
+  Sums sums_, window_;
 };
 
-double score(const ModelSource& source, const Tensor& ids, Activations& activations, Backend& backend,
-             const std::string& dump_logits) {
+// A model's activations behind its last block: on the last working rank, empty elsewhere.
+Activations run_model(const ModelSource& source, const Tensor& ids, const RunOptions& options, Communicator& comm,
+                      Transport& transport, Backend& backend) {
+  const ModelSpec& spec = source.spec();
+  const auto ranges = split_blocks(spec, comm.size());
+  const int last = static_cast<int>(ranges.size()) - 1;
+  if (comm.rank() > last) return {};
+  const BlockRange mine = ranges[static_cast<size_t>(comm.rank())];
+  Activations activations =
+      make_activations(plan_batches(ids.rows(), ids.cols(), 1, options.run.microbatch_tokens), ids.cols());
+  if (comm.rank() == 0) embed_tokens(source, ids, activations, backend);
+  else receive_activations(activations, spec.hidden, comm.rank() - 1, transport, backend);
+  const Tensor rope = backend.upload(rope_table(spec.rope, ids.cols()));
+  for (int64_t b = mine.first; b < mine.end; ++b) {
+    const BlockWeights weights = source.read_block(spec.blocks[b], backend);
+    const auto graph = source.family().graph(spec, b, rope);
+    Tensor scratch;
+    for (MicroBatch& batch : activations.batches)
+      for (size_t cut = 0; cut < spec.blocks[b].cuts.size(); ++cut) {
+        const TensorView x = graph->input(static_cast<int>(cut), weights, batch, backend, scratch);
+        graph->advance(static_cast<int>(cut), weights, x, batch, backend);
+      }
+  }
+  if (comm.rank() == last) return activations;
+  send_activations(activations, comm.rank() + 1, transport, backend);
+  return {};
+}
+
+// Heads of both models side by side, in chunks of rows.
+Sums score(const ModelSource& source, const ModelSource* reference, const Tensor& ids, const Activations& activations,
+           const Activations& others, Backend& backend, const std::string& dump_logits) {
   std::optional<SafetensorsStream> dump;
+  const int64_t vocab = source.spec().vocab;
   if (!dump_logits.empty())
-    dump.emplace(dump_logits,
-                 std::vector<NamedView>{{"logits", {nullptr, DType::kF32, {ids.rows(), ids.cols(), source.spec().vocab}}}});
+    dump.emplace(dump_logits, std::vector<NamedView>{{"logits", {nullptr, DType::kF32, {ids.rows(), ids.cols(), vocab}}}});
+  Head head(source, backend);
+  std::optional<Head> other_head;
+  if (reference != nullptr) other_head.emplace(*reference, backend);
+  const int64_t rows = head.chunk_rows();
+  Tensor logits = backend.allocate(DType::kF32, {rows, vocab}), other;
+  if (reference != nullptr) other = backend.allocate(DType::kF32, {rows, vocab});
   Scorer scorer(ids, backend);
-  run_head(source, activations, backend, [&](int64_t first_token, TensorView logits) {
-    scorer.add(first_token, logits);
-    if (dump) dump->append(logits.data, logits.bytes());
-  });
+  int64_t first = 0;
+  for (size_t i = 0; i < activations.batches.size(); ++i) {
+    const TensorView hidden = activations.batches[i].hidden;
+    for (int64_t at = 0; at < hidden.rows(); at += rows) {
+      const int64_t end = std::min(hidden.rows(), at + rows);
+      const TensorView out = logits.view().slice(0, end - at);
+      TensorView other_out;
+      head.logits(hidden.slice(at, end), out);
+      if (other_head) {
+        other_out = other.view().slice(0, end - at);
+        other_head->logits(others.batches[i].hidden.view().slice(at, end), other_out);
+      }
+      scorer.add(first + at, out, other_out);
+      if (dump) dump->append(out.data, out.bytes());
+    }
+    first += hidden.rows();
+  }
   if (dump) dump->commit();
-  return scorer.sum();
+  return scorer.sums();
 }
 
 }  // namespace
 
-EvalResult evaluate(const ModelSource& source, const Tensor& given_ids, const RunOptions& options, Communicator& comm,
-                    Transport& transport, Backend& backend, const std::string& dump_logits) {
+EvalResult evaluate(const ModelSource& source, const ModelSource* reference, const Tensor& given_ids,
+                    const RunOptions& options, Communicator& comm, Transport& transport, Backend& backend,
+                    const std::string& dump_logits) {
   const Stopwatch watch;
   const Tensor ids = share_ids(given_ids, comm);
-  const ModelSpec& spec = source.spec();
-  const auto ranges = split_blocks(spec, comm.size());
-  const int last = static_cast<int>(ranges.size()) - 1;
-  double sum = 0;
-  if (comm.rank() <= last) {
-    const BlockRange mine = ranges[comm.rank()];
-    Activations activations =
-        make_activations(plan_batches(ids.rows(), ids.cols(), 1, options.run.microbatch_tokens), ids.cols());
-    if (comm.rank() == 0) embed_tokens(source, ids, activations, backend);
-    else receive_activations(activations, spec.hidden, comm.rank() - 1, transport, backend);
-    const Tensor rope = backend.upload(rope_table(spec.rope, ids.cols()));
-    for (int64_t b = mine.first; b < mine.end; ++b) {
-      const BlockWeights weights = source.read_block(spec.blocks[b], backend);
-      const auto graph = source.family().graph(spec, b, rope);
-      Tensor scratch;
-      for (MicroBatch& batch : activations.batches)
-        for (size_t cut = 0; cut < spec.blocks[b].cuts.size(); ++cut) {
-          const TensorView x = graph->input(static_cast<int>(cut), weights, batch, backend, scratch);
-          graph->advance(static_cast<int>(cut), weights, x, batch, backend);
-        }
-    }
-    if (comm.rank() < last) send_activations(activations, comm.rank() + 1, transport, backend);
-    else sum = score(source, ids, activations, backend, dump_logits);
-  }
+  if (reference != nullptr && (reference->spec().vocab != source.spec().vocab ||
+                               reference->spec().blocks.size() != source.spec().blocks.size()))
+    throw AgreedError(Error(ExitCode::kInput,
+                            fmt::format("evaluate.reference={} has {} blocks and a vocabulary of {}, the model has {} and {}",
+                                        reference->directory(), reference->spec().blocks.size(), reference->spec().vocab,
+                                        source.spec().blocks.size(), source.spec().vocab)));
+  const Activations activations = run_model(source, ids, options, comm, transport, backend);
+  const Activations others =
+      reference != nullptr ? run_model(*reference, ids, options, comm, transport, backend) : Activations();
+  const int last = std::min(comm.size(), static_cast<int>(source.spec().blocks.size())) - 1;
+  Sums sums;
+  if (comm.rank() == last) sums = score(source, reference, ids, activations, others, backend, dump_logits);
+
+  const Json shared = Json::parse(comm.broadcast(Json{sums.nll, sums.kl, sums.agree}.dump(), last));
   EvalResult result;
   result.windows = ids.rows();
   result.tokens = ids.rows() * (ids.cols() - 1);
-  sum = std::stod(comm.broadcast(fmt::format("{:.17g}", sum), last));
-  result.nll = result.tokens > 0 ? sum / static_cast<double>(result.tokens) : 0;
+  const double count = static_cast<double>(std::max<int64_t>(1, result.tokens));
+  result.nll = shared.at(0).get<double>() / count;
   result.perplexity = std::exp(result.nll);
+  result.compared = reference != nullptr;
+  result.kl = shared.at(1).get<double>() / count;
+  result.top1 = shared.at(2).get<double>() / count;
   result.seconds = comm.max(watch.seconds());
   return result;
 }

@@ -43,41 +43,26 @@ void receive_activations(Activations& activations, int64_t hidden, int from, Tra
   }
 }
 
-namespace {
-
-// Rows of logits per chunk: about 64 MiB of fp32, a function of the vocabulary alone.
-int64_t head_rows(int64_t vocab) { return std::clamp<int64_t>((int64_t{64} << 20) / (4 * vocab), 16, 2048); }
-
-}  // namespace
-
-void run_head(const ModelSource& source, Activations& activations, Backend& backend, const LogitsSink& sink) {
-  const ModelSpec& spec = source.spec();
-  Tensor norm(DType::kF32, {spec.hidden});
-  convert(source.read_float(spec.final_norm.name, backend), norm);
-  norm = backend.upload(std::move(norm));
-  std::unique_ptr<PreparedWeight> head;
-  {
-    Tensor stored = source.read_float(spec.head.name, backend);
-    Tensor weight = stored.dtype() == backend.compute() ? std::move(stored)
-                                                         : backend.allocate(backend.compute(), spec.head.shape);
-    if (!stored.empty()) backend.convert(stored, weight);
-    head = backend.prepare_linear(weight);
+Head::Head(const ModelSource& source, Backend& backend) : spec_(source.spec()), backend_(backend) {
+  Tensor norm(DType::kF32, {spec_.hidden});
+  convert(source.read_float(spec_.final_norm.name, backend), norm);
+  norm_ = backend.upload(std::move(norm));
+  normed_ = backend.allocate(backend.compute(), {chunk_rows(), spec_.hidden});
+  Tensor weight = source.read_float(spec_.head.name, backend);
+  if (weight.dtype() != backend.compute() && weight.dtype() != DType::kF32) {
+    Tensor converted = backend.allocate(backend.compute(), spec_.head.shape);
+    backend.convert(weight, converted);
+    weight = std::move(converted);
   }
-  const int64_t rows = head_rows(spec.vocab);
-  Tensor logits = backend.allocate(DType::kF32, {rows, spec.vocab});
-  int64_t first = 0;
-  for (MicroBatch& batch : activations.batches) {
-    Tensor x = backend.allocate(backend.compute(), batch.hidden.shape());
-    backend.rms_norm(batch.hidden, norm, spec.norm_eps, x);
-    batch.hidden.reset();
-    for (int64_t at = 0; at < batch.tokens(); at += rows) {
-      const int64_t end = std::min(batch.tokens(), at + rows);
-      const TensorView out = logits.view().slice(0, end - at);
-      backend.linear(x.view().slice(at, end), *head, {}, {}, out);
-      sink(first + at, out);
-    }
-    first += batch.tokens();
-  }
+  weight_ = backend.prepare_linear(weight);
+}
+
+int64_t Head::chunk_rows() const { return std::clamp<int64_t>((int64_t{64} << 20) / (4 * spec_.vocab), 16, 2048); }
+
+void Head::logits(TensorView hidden, TensorView out) {
+  const TensorView x = normed_.view().slice(0, hidden.rows());
+  backend_.rms_norm(hidden, norm_, spec_.norm_eps, x);
+  backend_.linear(x, *weight_, {}, {}, out);
 }
 
 }  // namespace bitmill

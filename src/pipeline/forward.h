@@ -1,7 +1,7 @@
 // The float side of a pipeline rank: embedding, moving activations between ranks, and the head.
 #pragma once
 
-#include <functional>
+#include <memory>
 #include <string>
 
 #include "comm/transport.h"
@@ -20,9 +20,20 @@ void embed_tokens(const ModelSource& source, TensorView ids, Activations& activa
 void send_activations(Activations& activations, int to, Transport& transport, Backend& backend);
 void receive_activations(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend);
 
-// Final norm and head over all micro-batches in chunks of rows; `sink` gets F32 logits [rows, vocab] of consecutive tokens
-// (`first_token` counts from the first token of the first sample). Never holds a whole logits tensor.
-using LogitsSink = std::function<void(int64_t first_token, TensorView logits)>;
-void run_head(const ModelSource& source, Activations& activations, Backend& backend, const LogitsSink& sink);
+// Final norm and head of a model, applied to chunks of rows: a whole logits tensor is never held.
+class Head {
+ public:
+  Head(const ModelSource& source, Backend& backend);
+  // Rows per chunk that keep F32 logits near 64 MiB: a function of the vocabulary alone.
+  int64_t chunk_rows() const;
+  // out F32 [rows, vocab] = head(norm(hidden [rows, hidden])). hidden is a slice of a block-boundary activation.
+  void logits(TensorView hidden, TensorView out);
+
+ private:
+  const ModelSpec& spec_;
+  Backend& backend_;
+  Tensor norm_, normed_;
+  std::unique_ptr<PreparedWeight> weight_;
+};
 
 }  // namespace bitmill

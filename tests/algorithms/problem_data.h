@@ -1,4 +1,5 @@
-// Seeded random layers for the algorithm tests: correlated inputs, so that the Hessian is far from diagonal.
+// Seeded random layers for the algorithm tests: correlated inputs, so that the Hessian is far from
+// diagonal.
 #pragma once
 
 #include <random>
@@ -32,7 +33,8 @@ inline Tensor to_type(TensorView source, DType dtype) {
 inline Tensor random_matrix(int64_t rows, int64_t cols, uint64_t seed) {
   Random random(seed);
   Tensor out(DType::kF64, {rows, cols});
-  for (int64_t i = 0; i < out.elements(); ++i) out.as<double>()[i] = static_cast<float>(random.normal());
+  for (int64_t i = 0; i < out.elements(); ++i)
+    out.as<double>()[i] = static_cast<float>(random.normal());
   return out;
 }
 
@@ -45,7 +47,8 @@ inline Tensor random_inputs(int64_t tokens, int64_t cols, uint64_t seed) {
   for (int64_t t = 0; t < tokens; ++t) {
     const double common = random.normal();
     for (int64_t c = 0; c < cols; ++c) {
-      x.as<double>()[t * cols + c] = static_cast<float>(spread[c] * (random.normal() + 0.7 * common));
+      x.as<double>()[t * cols + c] =
+          static_cast<float>(spread[c] * (random.normal() + 0.7 * common));
     }
   }
   return x;
@@ -57,7 +60,8 @@ inline Hessian hessian_of(TensorView x, Backend& backend) {
   return accumulator.finish();
 }
 
-inline LinearProblem problem_of(TensorView weight, QuantizeSettings settings, DType scale_dtype = DType::kF64) {
+inline LinearProblem problem_of(TensorView weight, QuantizeSettings settings,
+                                DType scale_dtype = DType::kF64) {
   LinearProblem problem;
   problem.module = "layer";
   problem.weight = weight;
@@ -66,8 +70,10 @@ inline LinearProblem problem_of(TensorView weight, QuantizeSettings settings, DT
   return problem;
 }
 
-inline QuantizeResult quantize_one(const LinearProblem& problem, const Hessian& hessian, Backend& backend) {
-  return std::move(find_quantizer(problem.settings.algorithm).quantize({&problem, 1}, &hessian, backend)[0]);
+inline QuantizeResult quantize_one(const LinearProblem& problem, const Hessian& hessian,
+                                   Backend& backend) {
+  return std::move(
+      find_quantizer(problem.settings.algorithm).quantize({&problem, 1}, &hessian, backend)[0]);
 }
 
 inline std::vector<uint8_t> bytes_of(const Tensor& tensor) {

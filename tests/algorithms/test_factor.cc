@@ -19,7 +19,8 @@ Tensor positive_matrix(int64_t n, uint64_t seed) {
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       double sum = i == j ? 1 : 0;
-      for (int64_t t = 0; t < x.rows(); ++t) sum += x.as<double>()[t * n + i] * x.as<double>()[t * n + j];
+      for (int64_t t = 0; t < x.rows(); ++t)
+        sum += x.as<double>()[t * n + i] * x.as<double>()[t * n + j];
       a.as<double>()[i * n + j] = sum;
     }
   }
@@ -54,7 +55,8 @@ INSTANTIATE_TEST_SUITE_P(Sizes, FactorTest, ::testing::Values(1, 2, 255, 256, 25
 TEST(Factor, FailedPivotIsItsColumn) {
   const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, 2});
   for (int64_t column : {0, 3, 256, 299}) {
-    for (double pivot : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    for (double pivot : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN(),
+                         std::numeric_limits<double>::infinity()}) {
       Tensor a = Tensor::zeros(DType::kF64, {300, 300});
       for (int64_t i = 0; i < 300; ++i) a.as<double>()[i * 301] = i == column ? pivot : 2;
       const FactorState state = backend->factorize(a);

@@ -12,7 +12,8 @@ namespace {
 
 using namespace testing;  // NOLINT: the data helpers
 
-QuantizeSettings settings(ActOrder order, int64_t group_size, int bits = 4, bool symmetric = false) {
+QuantizeSettings settings(ActOrder order, int64_t group_size, int bits = 4,
+                          bool symmetric = false) {
   QuantizeSettings s;
   s.act_order = order;
   s.group_size = group_size;
@@ -28,11 +29,14 @@ class GptqTest : public ::testing::Test {
   Tensor x_ = random_inputs(300, 96, 12);
   Hessian hessian_ = testing::hessian_of(x_, *backend_);
 
-  QuantizeResult run(const QuantizeSettings& s) { return quantize_one(problem_of(weight_, s), hessian_, *backend_); }
+  QuantizeResult run(const QuantizeSettings& s) {
+    return quantize_one(problem_of(weight_, s), hessian_, *backend_);
+  }
 };
 
-// One row, two columns, 2 bits, no damping, by hand. H = 2 [[2, 1], [1, 2]], grid -2..1 with scale 1: column 0 first:
-// t0 = 0.4 -> 0, e0 = 0.4; column 1: t1 = 0.4 + e0 * U, U = 1/2 -> 0.6 -> 1. Plain rounding gives 0 and 0.
+// One row, two columns, 2 bits, no damping, by hand. H = 2 [[2, 1], [1, 2]], grid -2..1 with scale
+// 1: column 0 first: t0 = 0.4 -> 0, e0 = 0.4; column 1: t1 = 0.4 + e0 * U, U = 1/2 -> 0.6 -> 1.
+// Plain rounding gives 0 and 0.
 TEST_F(GptqTest, TwoColumnsByHand) {
   const double half_root = std::sqrt(0.5), three_half_root = std::sqrt(1.5);
   Tensor x(DType::kF64, {2, 2});
@@ -47,18 +51,22 @@ TEST_F(GptqTest, TwoColumnsByHand) {
   diagonal.as<double>()[0] = diagonal.as<double>()[1] = 4;
   backend_->hessian_gather(hessian.sum, order, hessian.factor(), diagonal, factor);
   ASSERT_TRUE(backend_->factorize(factor).ok);
-  Tensor w(DType::kF64, {1, 2}), scale(DType::kF64, {1, 1}), zero(DType::kF64, {1, 1}), loss(DType::kF64, {1});
-  Tensor error(DType::kF64, {1}), group = Tensor::zeros(DType::kI32, {2}), codes(DType::kU8, {1, 2});
+  Tensor w(DType::kF64, {1, 2}), scale(DType::kF64, {1, 1}), zero(DType::kF64, {1, 1}),
+      loss(DType::kF64, {1});
+  Tensor error(DType::kF64, {1}), group = Tensor::zeros(DType::kI32, {2}),
+                                  codes(DType::kU8, {1, 2});
   w.as<double>()[0] = w.as<double>()[1] = 0.4;
   *scale.as<double>() = 1;
   *zero.as<double>() = 2;
   SweepItem item;
-  item.weight = w, item.scales = scale, item.zeros = zero, item.column_group = group, item.codes = codes;
+  item.weight = w, item.scales = scale, item.zeros = zero, item.column_group = group,
+  item.codes = codes;
   item.row_loss = loss, item.row_error = error, item.bits = 2;
   backend_->sweep(factor, order, 128, {&item, 1});
   EXPECT_EQ(codes.as<uint8_t>()[0], 2);
   EXPECT_EQ(codes.as<uint8_t>()[1], 3);
-  // L = [[2, 0], [1, sqrt(3)]]: D = 3 for column 0, 4 for column 1, whose rounding error is 0.6 - 1.
+  // L = [[2, 0], [1, sqrt(3)]]: D = 3 for column 0, 4 for column 1, whose rounding error is 0.6
+  // - 1.
   EXPECT_NEAR(*loss.as<double>(), (3 * 0.16 + 4 * 0.16) / 2, 1e-12);
   EXPECT_NEAR(*error.as<double>(), 0.16 + 0.36, 1e-12);
   const double e0 = 0.4, e1 = -0.6;
@@ -100,22 +108,27 @@ TEST_F(GptqTest, PermutedColumnsGivePermutedCodes) {
   for (int64_t c = 0; c < n; ++c) permutation[c] = (c * 35 + 17) % n;  // 35 and 96 share no factor
   Tensor w(DType::kF64, weight_.shape()), x(DType::kF64, x_.shape());
   for (int64_t c = 0; c < n; ++c) {
-    for (int64_t r = 0; r < rows; ++r) w.as<double>()[r * n + c] = weight_.as<double>()[r * n + permutation[c]];
-    for (int64_t t = 0; t < x_.rows(); ++t) x.as<double>()[t * n + c] = x_.as<double>()[t * n + permutation[c]];
+    for (int64_t r = 0; r < rows; ++r)
+      w.as<double>()[r * n + c] = weight_.as<double>()[r * n + permutation[c]];
+    for (int64_t t = 0; t < x_.rows(); ++t)
+      x.as<double>()[t * n + c] = x_.as<double>()[t * n + permutation[c]];
   }
   const QuantizeSettings s = settings(ActOrder::kStatic, -1);
   const QuantizeResult plain = run(s);
-  const QuantizeResult moved = quantize_one(problem_of(w, s), testing::hessian_of(x, *backend_), *backend_);
+  const QuantizeResult moved =
+      quantize_one(problem_of(w, s), testing::hessian_of(x, *backend_), *backend_);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < n; ++c) {
-      ASSERT_EQ(moved.linear.codes.as<uint8_t>()[r * n + c], plain.linear.codes.as<uint8_t>()[r * n + permutation[c]]);
+      ASSERT_EQ(moved.linear.codes.as<uint8_t>()[r * n + c],
+                plain.linear.codes.as<uint8_t>()[r * n + permutation[c]]);
     }
   }
 }
 
 TEST_F(GptqTest, PowersOfTwoScaleRowsExactly) {
   Tensor scaled = clone(weight_);
-  for (int64_t i = 0; i < scaled.elements(); ++i) scaled.as<double>()[i] *= i / scaled.cols() % 2 ? 0.125 : 4;
+  for (int64_t i = 0; i < scaled.elements(); ++i)
+    scaled.as<double>()[i] *= i / scaled.cols() % 2 ? 0.125 : 4;
   const QuantizeSettings s = settings(ActOrder::kNone, 32);
   const QuantizeResult result = quantize_one(problem_of(scaled, s), hessian_, *backend_);
   EXPECT_EQ(bytes_of(result.linear.codes), bytes_of(run(s).linear.codes));
@@ -127,7 +140,8 @@ TEST_F(GptqTest, RowsAreIndependent) {
   std::vector<uint8_t> parts;
   for (auto [first, last] : {std::pair<int64_t, int64_t>{0, 1}, {1, 20}, {20, 37}}) {
     const LinearProblem part = problem_of(weight_.view().slice(first, last), s);
-    const std::vector<uint8_t> codes = bytes_of(quantize_one(part, hessian_, *backend_).linear.codes);
+    const std::vector<uint8_t> codes =
+        bytes_of(quantize_one(part, hessian_, *backend_).linear.codes);
     parts.insert(parts.end(), codes.begin(), codes.end());
   }
   EXPECT_EQ(parts, whole);
@@ -138,7 +152,8 @@ TEST_F(GptqTest, LinearsThatShareAnInputGiveWhatTheyGiveAlone) {
   const LinearProblem problems[] = {problem_of(weight_, settings(ActOrder::kStatic, 32)),
                                     problem_of(other, settings(ActOrder::kNone, 48, 3)),
                                     problem_of(other, settings(ActOrder::kStatic, -1, 2, true))};
-  const std::vector<QuantizeResult> together = find_quantizer("gptq").quantize(problems, &hessian_, *backend_);
+  const std::vector<QuantizeResult> together =
+      find_quantizer("gptq").quantize(problems, &hessian_, *backend_);
   for (int i = 0; i < 3; ++i) {
     const QuantizeResult alone = quantize_one(problems[i], hessian_, *backend_);
     EXPECT_EQ(bytes_of(together[i].linear.codes), bytes_of(alone.linear.codes));
@@ -172,13 +187,15 @@ TEST_F(GptqTest, FloatErrorIsCloseToDouble) {
   const Hessian hessian = testing::hessian_of(x, *backend_);
   const QuantizeSettings s = settings(ActOrder::kStatic, 32);
   const QuantizeResult result = quantize_one(problem_of(w, s, DType::kF16), hessian, *backend_);
-  const double wanted = quantize_one(problem_of(weight_, s, DType::kF16), hessian_, *backend_).record.error;
+  const double wanted =
+      quantize_one(problem_of(weight_, s, DType::kF16), hessian_, *backend_).record.error;
   EXPECT_NEAR(result.record.error / wanted, 1, 0.02);
   EXPECT_EQ(result.linear.scales.dtype(), DType::kF16);
 }
 
 TEST_F(GptqTest, DeadColumnsAreCountedAndZeroed) {
-  for (int64_t t = 0; t < x_.rows(); ++t) x_.as<double>()[t * 96 + 5] = x_.as<double>()[t * 96 + 90] = 0;
+  for (int64_t t = 0; t < x_.rows(); ++t)
+    x_.as<double>()[t * 96 + 5] = x_.as<double>()[t * 96 + 90] = 0;
   hessian_ = testing::hessian_of(x_, *backend_);
   const QuantizeResult result = run(settings(ActOrder::kStatic, 32));
   EXPECT_EQ(result.record.dead_columns, 2);
@@ -208,7 +225,8 @@ TEST_F(GptqTest, NoTokensAndNoSignalRoundToNearest) {
   EXPECT_EQ(bytes_of(silent.linear.codes), bytes_of(rounded.linear.codes));
 }
 
-// H = I + c (11^T - I) with c = 1.05 has the eigenvalue 1 - c = -0.05: damping 0.01 fails, 0.1 does. c = 5 never does.
+// H = I + c (11^T - I) with c = 1.05 has the eigenvalue 1 - c = -0.05: damping 0.01 fails, 0.1
+// does. c = 5 never does.
 class IndefiniteTest : public GptqTest {
  protected:
   void make_hessian(double off_diagonal) {
@@ -272,9 +290,11 @@ TEST_F(GptqTest, NonFiniteInputIsRefusedByName) {
   EXPECT_EQ(refusal(problem_of(bad, s), hessian_, *backend_),
             "layer.weight: element 199 (row 2, column 7) is not a finite number");
   s.algorithm = "rtn";
-  EXPECT_NE(refusal(problem_of(bad, s), hessian_, *backend_).find("element 199"), std::string::npos);
+  EXPECT_NE(refusal(problem_of(bad, s), hessian_, *backend_).find("element 199"),
+            std::string::npos);
   hessian_.sum.as<double>()[3] = std::numeric_limits<double>::infinity();
-  EXPECT_NE(refusal(problem_of(weight_, settings(ActOrder::kStatic, 32)), hessian_, *backend_).find("layer: the Hessian"),
+  EXPECT_NE(refusal(problem_of(weight_, settings(ActOrder::kStatic, 32)), hessian_, *backend_)
+                .find("layer: the Hessian"),
             std::string::npos);
 }
 
@@ -306,7 +326,8 @@ TEST_F(GptqTest, ImpossibleSettingsAreUsageErrors) {
 
 TEST_F(GptqTest, SymmetricZerosAreTheMiddle) {
   const QuantizeResult result = run(settings(ActOrder::kNone, 32, 3, true));
-  for (int64_t i = 0; i < result.linear.zeros.elements(); ++i) EXPECT_EQ(result.linear.zeros.as<uint8_t>()[i], 4);
+  for (int64_t i = 0; i < result.linear.zeros.elements(); ++i)
+    EXPECT_EQ(result.linear.zeros.as<uint8_t>()[i], 4);
 }
 
 }  // namespace

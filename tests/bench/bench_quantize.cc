@@ -1,4 +1,5 @@
-// Benchmarks of the solve: factorization, column sweep, grids. GFLOP/s beside the machine's own sgemm of the same run.
+// Benchmarks of the solve: factorization, column sweep, grids. GFLOP/s beside the machine's own
+// sgemm of the same run.
 #include <benchmark/benchmark.h>
 
 #include <numeric>
@@ -28,7 +29,8 @@ Tensor positive_matrix(int64_t n) {
 }
 
 void rate(benchmark::State& state, double flop) {
-  state.counters["GFLOP/s"] = benchmark::Counter(flop * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(flop * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void bench_factorize(benchmark::State& state) {
@@ -45,7 +47,12 @@ void bench_factorize(benchmark::State& state) {
   const double size = static_cast<double>(n);
   rate(state, size * size * size / 3);
 }
-BENCHMARK(bench_factorize)->Arg(1024)->Arg(2048)->Arg(4096)->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(bench_factorize)
+    ->Arg(1024)
+    ->Arg(2048)
+    ->Arg(4096)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 // rows, columns, 1 for grids refitted inside the sweep.
 void bench_sweep(benchmark::State& state) {
@@ -54,7 +61,8 @@ void bench_sweep(benchmark::State& state) {
   Tensor factor = positive_matrix(n);
   backend->factorize(factor);
   const Tensor weight = random_tensor({rows, n}, 2);
-  Tensor scales(DType::kF32, {rows, groups}), zeros(DType::kF32, {rows, groups}), loss(DType::kF64, {rows});
+  Tensor scales(DType::kF32, {rows, groups}), zeros(DType::kF32, {rows, groups}),
+      loss(DType::kF64, {rows});
   Tensor column_group(DType::kI32, {n}), order(DType::kI32, {n}), codes(DType::kU8, {rows, n});
   for (int64_t c = 0; c < n; ++c) column_group.as<int32_t>()[c] = static_cast<int32_t>(c / 128);
   for (int64_t c = 0; c < n; ++c) order.as<int32_t>()[c] = static_cast<int32_t>((c * 5 + 3) % n);
@@ -68,15 +76,21 @@ void bench_sweep(benchmark::State& state) {
   for (auto _ : state) backend->sweep(factor, order, 128, {&item, 1});
   rate(state, static_cast<double>(rows) * static_cast<double>(n) * static_cast<double>(n));
 }
-BENCHMARK(bench_sweep)->Args({2048, 2048, 0})->Args({1024, 384, 0})->Args({4096, 1024, 0})->Args({2048, 2048, 1})
-    ->UseRealTime()->Unit(benchmark::kMillisecond);
+BENCHMARK(bench_sweep)
+    ->Args({2048, 2048, 0})
+    ->Args({1024, 384, 0})
+    ->Args({4096, 1024, 0})
+    ->Args({2048, 2048, 1})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 void bench_fit_grids(benchmark::State& state) {
   const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, kThreads});
   const Tensor weight = random_tensor({2048, 2048}, 3);
   Tensor scales(DType::kF32, {2048, 16}), zeros(DType::kF32, {2048, 16});
   const GridOptions options{4, false, state.range(0) != 0, DType::kF16};
-  for (auto _ : state) benchmark::DoNotOptimize(backend->fit_grids(weight, options, 128, scales, zeros));
+  for (auto _ : state)
+    benchmark::DoNotOptimize(backend->fit_grids(weight, options, 128, scales, zeros));
   state.counters["GB/s"] = benchmark::Counter(static_cast<double>(weight.bytes()) * 1e-9,
                                               benchmark::Counter::kIsIterationInvariantRate);
 }

@@ -168,7 +168,8 @@ TEST(Verify, NamesStrayAndTruncatedFiles) {
 TEST(Verify, AnIndexMustAddUp) {
   const QuantizedModel model(source(), "gptq");
   Json map;
-  for (const auto& [name, entry] : Checkpoint::open(model.path()).tensors())
+  const Checkpoint checkpoint = Checkpoint::open(model.path());
+  for (const auto& [name, entry] : checkpoint.tensors())
     map[name] = "model-00001-of-00001.safetensors";
   std::filesystem::rename(model.path() + "/model.safetensors",
                           model.path() + "/model-00001-of-00001.safetensors");

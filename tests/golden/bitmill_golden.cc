@@ -1,6 +1,7 @@
-// bitmill_golden CASES_DIR OUT_DIR [--precision fp64|fp32]: runs every case of CASES_DIR/cases.json that this version can
-// and writes OUT_DIR/NAME.safetensors, or OUT_DIR/NAME.rejected with the refusal's sentence. OUT_DIR/cases.json gets the
-// cases a checker may insist on (options and formats of this version). Exit 0 when every case ran or was skipped.
+// bitmill_golden CASES_DIR OUT_DIR [--precision fp64|fp32]: runs every case of CASES_DIR/cases.json
+// that this version can and writes OUT_DIR/NAME.safetensors, or OUT_DIR/NAME.rejected with the
+// refusal's sentence. OUT_DIR/cases.json gets the cases a checker may insist on (options and
+// formats of this version). Exit 0 when every case ran or was skipped.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -64,7 +65,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    bitmill::golden::run_all(argv[1], argv[2], value == "fp64" ? bitmill::DType::kF64 : bitmill::DType::kF32);
+    bitmill::golden::run_all(argv[1], argv[2],
+                             value == "fp64" ? bitmill::DType::kF64 : bitmill::DType::kF32);
     return 0;
   } catch (const bitmill::Error& error) {
     fmt::print(stderr, "bitmill_golden: {}\n", error.what());

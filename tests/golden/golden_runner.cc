@@ -31,11 +31,14 @@ std::string unsupported(const Json& c) {
   const Json& options = c.at("options");
   if (options.value("trits", false)) return "trits";
   // Symmetric ranges are always mirrored; the suite's default only matters in cases that say so.
-  if (options.contains("sym_nonneg") && options["sym_nonneg"] == "original") return "sym_nonneg=original";
+  if (options.contains("sym_nonneg") && options["sym_nonneg"] == "original")
+    return "sym_nonneg=original";
   return "";
 }
 
-bool wants(const Json& c, const char* output) { return c.contains("outputs") && c["outputs"].contains(output); }
+bool wants(const Json& c, const char* output) {
+  return c.contains("outputs") && c["outputs"].contains(output);
+}
 
 QuantizeSettings settings_of(const Json& options, const std::string& algorithm) {
   QuantizeSettings s;
@@ -63,7 +66,8 @@ TensorView sequence(const Tensor& x, int64_t first, int64_t last) {
 Hessian hessian_of(const Tensor& x, DType dtype, Backend& backend) {
   const Tensor inputs = converted(x, dtype);
   HessianAccumulator accumulator(x.shape()[2], dtype, backend);
-  for (int64_t s = 0; s < x.shape()[0]; ++s) accumulator.add(sequence(inputs, s, s + 1), 1, static_cast<int>(s));
+  for (int64_t s = 0; s < x.shape()[0]; ++s)
+    accumulator.add(sequence(inputs, s, s + 1), 1, static_cast<int>(s));
   return accumulator.finish();
 }
 
@@ -83,7 +87,9 @@ void over_packed(int64_t n, const Body& body) {
 Hessian hessian_given(const Tensor& matrix, DType dtype) {
   const int64_t n = matrix.rows();
   Tensor sum(DType::kF64, {hessian_elements(n)});
-  over_packed(n, [&](int64_t i, int64_t j, int64_t at) { sum.as<double>()[at] = matrix.as<double>()[i * n + j]; });
+  over_packed(n, [&](int64_t i, int64_t j, int64_t at) {
+    sum.as<double>()[at] = matrix.as<double>()[i * n + j];
+  });
   Hessian hessian{n, 2, 1, Tensor()};
   hessian.sum = converted(sum, dtype);
   return hessian;
@@ -103,9 +109,11 @@ void add_words(const Json& c, const QuantizedLinear& linear, Outcome& outcome) {
     spec.in = linear.in();
     const QuantizeSettings settings = settings_of(c.at("options"), "rtn");
     try {
-      // Packers can do more than the product lets through (ragged groups, asymmetric v1): wanted words are packed
-      // without asking, refused ones must be stopped by the check or by the packer.
-      if (std::find(refused.begin(), refused.end(), name) != refused.end()) format.check(spec, settings);
+      // Packers can do more than the product lets through (ragged groups, asymmetric v1): wanted
+      // words are packed without asking, refused ones must be stopped by the check or by the
+      // packer.
+      if (std::find(refused.begin(), refused.end(), name) != refused.end())
+        format.check(spec, settings);
       for (NamedTensor& tensor : format.pack(spec, linear, TensorView())) {
         const std::string suffix = tensor.name.substr(std::string(kModule).size() + 1);
         outcome.tensors["out." + name + "." + suffix] = std::move(tensor.data);
@@ -122,7 +130,8 @@ Tensor widened_zeros(const Tensor& zeros) {
   return out;
 }
 
-void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& backend, Outcome& outcome) {
+void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& backend,
+                Outcome& outcome) {
   QuantizedLinear& linear = result.linear;
   const QuantizeRecord& record = result.record;
   outcome.tensors["out.dequant"] = Tensor(DType::kF32, linear.codes.shape());
@@ -131,7 +140,8 @@ void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& back
   outcome.tensors["out.scales"] = converted(linear.scales, dtype);
   outcome.tensors["out.zeros"] = widened_zeros(linear.zeros);
   const bool gptq = c.at("kind") == "gptq";
-  if (wants(c, "out.layer_error")) outcome.tensors["out.layer_error"] = single(DType::kF64, record.error);
+  if (wants(c, "out.layer_error"))
+    outcome.tensors["out.layer_error"] = single(DType::kF64, record.error);
   if (gptq && record.method == "gptq") {
     outcome.tensors["out.loss"] = single(DType::kF64, record.loss);
     outcome.tensors["out.damp"] = single(DType::kF64, record.damp);
@@ -142,7 +152,8 @@ void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& back
   outcome.tensors["out.codes"] = std::move(linear.codes);
 }
 
-void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& backend, Outcome& outcome) {
+void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& backend,
+                   Outcome& outcome) {
   const std::string algorithm = c.at("kind");
   LinearProblem problem;
   const Tensor weight = converted(inputs.at("in.weight"), dtype);
@@ -166,8 +177,10 @@ void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& b
   }
 }
 
-// options.batches: sequences per call, 0 for one sequence handed over as a matrix, which counts as one sample.
-void run_hessian(const Json& c, const Tensors& inputs, DType dtype, Backend& backend, Outcome& outcome) {
+// options.batches: sequences per call, 0 for one sequence handed over as a matrix, which counts as
+// one sample.
+void run_hessian(const Json& c, const Tensors& inputs, DType dtype, Backend& backend,
+                 Outcome& outcome) {
   const Tensor x = converted(inputs.at("in.x"), dtype);
   const int64_t n = x.shape()[2];
   HessianAccumulator accumulator(n, dtype, backend);
@@ -182,7 +195,8 @@ void run_hessian(const Json& c, const Tensors& inputs, DType dtype, Backend& bac
   const Tensor sum = converted(hessian.sum, DType::kF64);
   Tensor full(DType::kF64, {n, n});
   over_packed(n, [&](int64_t i, int64_t j, int64_t at) {
-    full.as<double>()[i * n + j] = full.as<double>()[j * n + i] = hessian.factor() * sum.as<double>()[at];
+    full.as<double>()[i * n + j] = full.as<double>()[j * n + i] =
+        hessian.factor() * sum.as<double>()[at];
   });
   outcome.tensors["out.hessian"] = std::move(full);
   outcome.tensors["out.count"] = single(DType::kI64, hessian.samples);
@@ -197,7 +211,8 @@ void run_pack(const Json& c, Tensors& inputs, Outcome& outcome) {
   linear.g_idx = std::move(inputs.at("in.g_idx"));
   linear.scales = converted(inputs.at("in.scales"), DType::kF16);
   linear.zeros = Tensor(DType::kU8, inputs.at("in.zeros").shape());
-  std::copy_n(inputs.at("in.zeros").as<int32_t>(), linear.zeros.elements(), linear.zeros.as<uint8_t>());
+  std::copy_n(inputs.at("in.zeros").as<int32_t>(), linear.zeros.elements(),
+              linear.zeros.as<uint8_t>());
   add_words(c, linear, outcome);
 }
 
@@ -227,7 +242,8 @@ Tensors load_tensors(const std::string& path) {
   return tensors;
 }
 
-Outcome run_case(const Json& golden_case, const std::string& directory, DType dtype, Backend& backend) {
+Outcome run_case(const Json& golden_case, const std::string& directory, DType dtype,
+                 Backend& backend) {
   Outcome outcome;
   outcome.skipped = unsupported(golden_case);
   if (!outcome.skipped.empty()) return outcome;

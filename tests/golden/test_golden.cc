@@ -1,6 +1,6 @@
-// The golden suite's sample in tests/golden/data, in double (codes, zeros, groups and stored words equal, floats within
-// the case's rtol) and in float (GPTQ: layer error within the case's bound and not above plain rounding on the same grid;
-// rounding: nearly all codes equal).
+// The golden suite's sample in tests/golden/data, in double (codes, zeros, groups and stored words
+// equal, floats within the case's rtol) and in float (GPTQ: layer error within the case's bound and
+// not above plain rounding on the same grid; rounding: nearly all codes equal).
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,9 +16,13 @@ namespace {
 using testing::to_values;
 using testing::Values;
 
-std::string data_directory() { return testing::source_path("tests/golden/data"); }
+std::string data_directory() {
+  return testing::source_path("tests/golden/data");
+}
 
-Json all_cases() { return read_json(data_directory() + "/cases.json").at("cases"); }
+Json all_cases() {
+  return read_json(data_directory() + "/cases.json").at("cases");
+}
 
 // A float case in double: what the layer error needs.
 struct Layer {
@@ -57,9 +61,11 @@ Values on_grid(const Tensors& got, int bits, const Values* weight) {
   const int64_t cols = got.at("out.codes").cols(), groups = got.at("out.scales").cols();
   for (size_t i = 0; i < values.size(); ++i) {
     const int64_t row = static_cast<int64_t>(i) / cols;
-    const int64_t at = row * groups + got.at("out.g_idx").as<int32_t>()[static_cast<int64_t>(i) % cols];
+    const int64_t at =
+        row * groups + got.at("out.g_idx").as<int32_t>()[static_cast<int64_t>(i) % cols];
     if (weight) {
-      values[i] = std::clamp(std::rint((*weight)[i] / scales[at]) + zeros[at], 0.0, double((1 << bits) - 1));
+      values[i] = std::clamp(std::rint((*weight)[i] / scales[at]) + zeros[at], 0.0,
+                             double((1 << bits) - 1));
     }
     values[i] = scales[at] * (values[i] - zeros[at]);
   }
@@ -74,7 +80,9 @@ class GoldenTest : public ::testing::TestWithParam<Json> {
   Outcome run(DType dtype) const {
     return run_case(test_case(), data_directory(), dtype, *make_backend({"cpu", DType::kF32, 2}));
   }
-  Tensors expected() const { return load_tensors(data_directory() + "/expected/" + name() + ".safetensors"); }
+  Tensors expected() const {
+    return load_tensors(data_directory() + "/expected/" + name() + ".safetensors");
+  }
 
   // True when the case is about a refusal, which has then been checked.
   bool refusal(const Outcome& outcome) const {
@@ -85,8 +93,10 @@ class GoldenTest : public ::testing::TestWithParam<Json> {
   }
 
   void expect_no_refused_words(const Tensors& got) const {
-    for (const std::string& format : test_case().value("refuse_formats", std::vector<std::string>())) {
-      for (const auto& [tensor, data] : got) EXPECT_NE(tensor.rfind("out." + format + ".", 0), 0U) << tensor;
+    for (const std::string& format :
+         test_case().value("refuse_formats", std::vector<std::string>())) {
+      for (const auto& [tensor, data] : got)
+        EXPECT_NE(tensor.rfind("out." + format + ".", 0), 0U) << tensor;
     }
   }
 };
@@ -96,7 +106,8 @@ void expect_close(const std::string& name, const Values& got, const Values& want
   double largest = 0;
   for (double value : want) largest = std::max(largest, std::abs(value));
   for (size_t i = 0; i < got.size(); ++i) {
-    ASSERT_LE(std::abs(got[i] - want[i]), rtol * (std::abs(want[i]) + largest)) << name << " [" << i << "]";
+    ASSERT_LE(std::abs(got[i] - want[i]), rtol * (std::abs(want[i]) + largest))
+        << name << " [" << i << "]";
   }
 }
 
@@ -132,7 +143,8 @@ TEST_P(GoldenTest, Float) {
   if (refusal(outcome) || test_case().at("kind") == "pack") return;
   const Tensors want = expected();
   if (test_case().at("kind") == "hessian") {
-    const Values a = to_values(outcome.tensors.at("out.hessian")), b = to_values(want.at("out.hessian"));
+    const Values a = to_values(outcome.tensors.at("out.hessian")),
+                 b = to_values(want.at("out.hessian"));
     EXPECT_LT(testing::max_difference(a, b), 1e-5 * testing::max_magnitude(b));
     return;
   }
@@ -141,17 +153,21 @@ TEST_P(GoldenTest, Float) {
     const Values a = on_grid(outcome.tensors, bits, nullptr), b = on_grid(want, bits, nullptr);
     double equal = 0;
     for (size_t i = 0; i < a.size(); ++i) equal += std::abs(a[i] - b[i]) <= 1e-6 * std::abs(b[i]);
-    EXPECT_GE(equal / static_cast<double>(a.size()), test_case()["options"].value("mse", false) ? 0.98 : 0.995);
+    EXPECT_GE(equal / static_cast<double>(a.size()),
+              test_case()["options"].value("mse", false) ? 0.98 : 0.995);
     return;
   }
-  const Layer layer(load_tensors(data_directory() + "/" + test_case().at("input").get<std::string>()));
+  const Layer layer(
+      load_tensors(data_directory() + "/" + test_case().at("input").get<std::string>()));
   const double error = layer.error_of(on_grid(outcome.tensors, bits, nullptr));
   const double golden = to_values(want.at("out.layer_error"))[0];
   EXPECT_NEAR(error / golden, 1, test_case().at("fp32_layer_error_rtol").get<double>());
   EXPECT_LE(error, layer.error_of(on_grid(outcome.tensors, bits, &layer.weight)));
 }
 
-std::string test_name(const ::testing::TestParamInfo<Json>& info) { return info.param.at("name"); }
+std::string test_name(const ::testing::TestParamInfo<Json>& info) {
+  return info.param.at("name");
+}
 
 INSTANTIATE_TEST_SUITE_P(Sample, GoldenTest,
                          ::testing::ValuesIn(all_cases().get<std::vector<Json>>()), test_name);

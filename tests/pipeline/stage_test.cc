@@ -129,9 +129,13 @@ TEST_F(StageTest, TrueSequentialChangesOnlyLaterCuts) {
   }
 }
 
+auto ends_with(std::string end) {
+  return [end = std::move(end)](const std::string& module) { return module.ends_with(end); };
+}
+
 TEST_F(StageTest, RulesSkipAndOverride) {
-  options_.quantize.rules.push_back({"", std::regex(".*v_proj"), {{"skip", "true"}}});
-  options_.quantize.rules.push_back({"", std::regex(".*down_proj"), {{"algorithm", "rtn"}, {"bits", "8"}}});
+  options_.quantize.rules.push_back({"", ends_with("v_proj"), {{"skip", "true"}}});
+  options_.quantize.rules.push_back({"", ends_with("down_proj"), {{"algorithm", "rtn"}, {"bits", "8"}}});
   const auto backend = make_backend({"cpu", DType::kF32, 1});
   Activations activations = embedded(*backend);
   const PackedBlock block = run(*backend, activations);

@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
   void gated_activation(TensorView gate, TensorView up, Activation activation,
                         TensorView out) override;
   void token_nll(TensorView logits, TensorView targets, TensorView nll) override;
+  void token_kl(TensorView reference, TensorView logits, TensorView kl, TensorView agree) override;
 
   void hessian_update(TensorView x, TensorView h) override;
   void add(TensorView a, TensorView b) override;

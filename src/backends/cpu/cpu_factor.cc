@@ -1,6 +1,7 @@
-// Tiled lower Cholesky, right-looking: per tile column k one factorization of the diagonal tile, one triangular solve per
-// tile below it, one update per remaining tile. Each tile operation is one single-threaded library call, so the result
-// depends on n alone. The first update item also factorizes the next diagonal tile, which hides that serial step.
+// Tiled lower Cholesky, right-looking: per tile column k one factorization of the diagonal tile,
+// one triangular solve per tile below it, one update per remaining tile. Each tile operation is one
+// single-threaded library call, so the result depends on n alone. The first update item also
+// factorizes the next diagonal tile, which hides that serial step.
 #include <lapacke.h>
 
 #include <algorithm>
@@ -15,7 +16,8 @@ namespace {
 
 constexpr int64_t kTile = 256;
 
-// A row-major lower triangle is a column-major upper one, which LAPACK takes without a copy: A^T = U^T U, U = L^T.
+// A row-major lower triangle is a column-major upper one, which LAPACK takes without a copy: A^T =
+// U^T U, U = L^T.
 int potrf(float* a, int64_t n, int64_t lda) {
   return LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'U', static_cast<int>(n), a, static_cast<int>(lda));
 }
@@ -26,7 +28,8 @@ int potrf(double* a, int64_t n, int64_t lda) {
 template <typename T>
 class TiledCholesky {
  public:
-  TiledCholesky(T* a, int64_t n, ThreadPool& pool) : a_(a), n_(n), tiles_((n + kTile - 1) / kTile), pool_(pool) {
+  TiledCholesky(T* a, int64_t n, ThreadPool& pool)
+      : a_(a), n_(n), tiles_((n + kTile - 1) / kTile), pool_(pool) {
     state_.smallest_pivot = std::numeric_limits<double>::infinity();
   }
 
@@ -63,7 +66,8 @@ class TiledCholesky {
     blas::solve_right_transposed(edge(i), kTile, at(k, k), n_, at(i, k), n_);
   }
 
-  // Items count the remaining lower tiles row by row: 0 -> (k+1, k+1), 1 -> (k+2, k+1), 2 -> (k+2, k+2), ...
+  // Items count the remaining lower tiles row by row: 0 -> (k+1, k+1), 1 -> (k+2, k+1), 2 -> (k+2,
+  // k+2), ...
   void update_item(int64_t k, int64_t item) {
     int64_t row = static_cast<int64_t>((std::sqrt(8.0 * static_cast<double>(item) + 1) - 1) / 2);
     while ((row + 1) * (row + 2) / 2 <= item) ++row;
@@ -72,7 +76,8 @@ class TiledCholesky {
     if (i == j) {
       blas::syrk_lower(edge(i), kTile, at(i, k), n_, at(i, i), n_);
     } else {
-      blas::gemm(false, true, edge(i), edge(j), kTile, T(-1), at(i, k), n_, at(j, k), n_, T(1), at(i, j), n_);
+      blas::gemm(false, true, edge(i), edge(j), kTile, T(-1), at(i, k), n_, at(j, k), n_, T(1),
+                 at(i, j), n_);
     }
     if (item == 0) factor_diagonal(k + 1);
   }

@@ -22,8 +22,8 @@ void over_rows(ThreadPool& pool, int64_t rows, const Body& body) {
 }
 
 template <typename T>
-bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
-                  TensorView zeros, ThreadPool& pool) {
+bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_size,
+                  TensorView scales, TensorView zeros, ThreadPool& pool) {
   const int64_t cols = weight.cols(), groups = scales.cols();
   const int64_t size = group_size == -1 ? cols : group_size;
   std::atomic<bool> fits{true};
@@ -42,8 +42,8 @@ bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_s
 }
 
 template <typename T>
-void round_rows(TensorView weight, TensorView scales, TensorView zeros, const int32_t* group, int bits,
-                TensorView codes, ThreadPool& pool) {
+void round_rows(TensorView weight, TensorView scales, TensorView zeros, const int32_t* group,
+                int bits, TensorView codes, ThreadPool& pool) {
   const int64_t cols = weight.cols(), groups = scales.cols();
   const T maxq = T((1 << bits) - 1);
   over_rows(pool, weight.rows(), [&](int64_t first, int64_t last) {
@@ -52,7 +52,8 @@ void round_rows(TensorView weight, TensorView scales, TensorView zeros, const in
       const T* zero = zeros.as<T>() + r * groups;
       for (int64_t c = 0; c < cols; ++c) {
         const Grid<T> grid{scale[group[c]], zero[group[c]]};
-        codes.as<uint8_t>()[r * cols + c] = static_cast<uint8_t>(to_code(weight.as<T>()[r * cols + c], grid, maxq));
+        codes.as<uint8_t>()[r * cols + c] =
+            static_cast<uint8_t>(to_code(weight.as<T>()[r * cols + c], grid, maxq));
       }
     }
   });
@@ -62,16 +63,27 @@ void round_rows(TensorView weight, TensorView scales, TensorView zeros, const in
 template <typename U>
 U scale_at(TensorView scales, int64_t i) {
   switch (scales.dtype) {
-    case DType::kF16: return static_cast<U>(to_float(scales.as<Float16>()[i]));
-    case DType::kBF16: return static_cast<U>(to_float(scales.as<BFloat16>()[i]));
-    case DType::kF32: return static_cast<U>(scales.as<float>()[i]);
-    default: BITMILL_CHECK(scales.dtype == DType::kF64); return static_cast<U>(scales.as<double>()[i]);
+    case DType::kF16:
+      return static_cast<U>(to_float(scales.as<Float16>()[i]));
+    case DType::kBF16:
+      return static_cast<U>(to_float(scales.as<BFloat16>()[i]));
+    case DType::kF32:
+      return static_cast<U>(scales.as<float>()[i]);
+    default:
+      BITMILL_CHECK(scales.dtype == DType::kF64);
+      return static_cast<U>(scales.as<double>()[i]);
   }
 }
 
-void store(float value, float& out) { out = value; }
-void store(double value, double& out) { out = value; }
-void store(float value, BFloat16& out) { out = to_bf16(value); }
+void store(float value, float& out) {
+  out = value;
+}
+void store(double value, double& out) {
+  out = value;
+}
+void store(float value, BFloat16& out) {
+  out = to_bf16(value);
+}
 
 // Arithmetic in U (float; double for F64 output), result in Out.
 template <typename U, typename Out>
@@ -82,15 +94,18 @@ void dequantize_rows(const QuantizedLinear& linear, Out* out, ThreadPool& pool) 
     std::vector<Grid<U>> grids(static_cast<size_t>(groups));
     for (int64_t r = first; r < last; ++r) {
       for (int64_t g = 0; g < groups; ++g) {
-        grids[g] = {scale_at<U>(linear.scales, r * groups + g), U(linear.zeros.as<uint8_t>()[r * groups + g])};
+        grids[g] = {scale_at<U>(linear.scales, r * groups + g),
+                    U(linear.zeros.as<uint8_t>()[r * groups + g])};
       }
       const uint8_t* codes = linear.codes.as<uint8_t>() + r * cols;
-      for (int64_t c = 0; c < cols; ++c) store(from_code(U(codes[c]), grids[group[c]]), out[r * cols + c]);
+      for (int64_t c = 0; c < cols; ++c)
+        store(from_code(U(codes[c]), grids[group[c]]), out[r * cols + c]);
     }
   });
 }
 
-// Sum over rows of e H e^T = 2 sum_{I > J} e_I H_IJ e_J^T + sum_J e_J H_JJ e_J^T, products in U, the sum in double.
+// Sum over rows of e H e^T = 2 sum_{I > J} e_I H_IJ e_J^T + sum_J e_J H_JJ e_J^T, products in U,
+// the sum in double.
 template <typename U>
 class QuadraticForm {
  public:
@@ -105,12 +120,13 @@ class QuadraticForm {
       const int64_t width = edge(j);
       for (int64_t i = j; i < tiles; ++i) {
         const U* h = tile(i, j, block);
-        blas::gemm(false, false, rows, width, edge(i), U(i == j ? 1 : 2), e + i * tile_, n_, h, width,
-                   U(i == j ? 0 : 1), product.data(), width);
+        blas::gemm(false, false, rows, width, edge(i), U(i == j ? 1 : 2), e + i * tile_, n_, h,
+                   width, U(i == j ? 0 : 1), product.data(), width);
       }
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < width; ++c) {
-          sum += static_cast<double>(product[r * width + c]) * static_cast<double>(e[r * n_ + j * tile_ + c]);
+          sum += static_cast<double>(product[r * width + c]) *
+                 static_cast<double>(e[r * n_ + j * tile_ + c]);
         }
       }
     }
@@ -160,18 +176,22 @@ double quadratic_sum(TensorView w, TensorView w_hat, TensorView h, ThreadPool& p
 
 }  // namespace
 
-bool CpuBackend::fit_grids(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
-                           TensorView zeros) {
-  BITMILL_CHECK(scales.shape == zeros.shape && scales.dtype == weight.dtype && zeros.dtype == weight.dtype);
-  BITMILL_CHECK(scales.rows() == weight.rows() && scales.cols() == group_count(weight.cols(), group_size));
-  if (weight.dtype == DType::kF64) return fit_grids_of<double>(weight, options, group_size, scales, zeros, pool_);
+bool CpuBackend::fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
+                           TensorView scales, TensorView zeros) {
+  BITMILL_CHECK(scales.shape == zeros.shape && scales.dtype == weight.dtype &&
+                zeros.dtype == weight.dtype);
+  BITMILL_CHECK(scales.rows() == weight.rows() &&
+                scales.cols() == group_count(weight.cols(), group_size));
+  if (weight.dtype == DType::kF64)
+    return fit_grids_of<double>(weight, options, group_size, scales, zeros, pool_);
   BITMILL_CHECK(weight.dtype == DType::kF32);
   return fit_grids_of<float>(weight, options, group_size, scales, zeros, pool_);
 }
 
-void CpuBackend::round_to_grid(TensorView weight, TensorView scales, TensorView zeros, TensorView column_group,
-                               int bits, TensorView codes) {
-  BITMILL_CHECK(codes.dtype == DType::kU8 && codes.shape == weight.shape && scales.dtype == weight.dtype);
+void CpuBackend::round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
+                               TensorView column_group, int bits, TensorView codes) {
+  BITMILL_CHECK(codes.dtype == DType::kU8 && codes.shape == weight.shape &&
+                scales.dtype == weight.dtype);
   BITMILL_CHECK(column_group.dtype == DType::kI32 && column_group.elements() == weight.cols());
   const int32_t* group = column_group.as<int32_t>();
   if (weight.dtype == DType::kF64) {
@@ -185,17 +205,23 @@ void CpuBackend::round_to_grid(TensorView weight, TensorView scales, TensorView 
 void CpuBackend::dequantize(const QuantizedLinear& linear, TensorView out) {
   BITMILL_CHECK(out.elements() == linear.codes.elements());
   switch (out.dtype) {
-    case DType::kF32: return dequantize_rows<float>(linear, out.as<float>(), pool_);
-    case DType::kBF16: return dequantize_rows<float>(linear, out.as<BFloat16>(), pool_);
-    default: BITMILL_CHECK(out.dtype == DType::kF64); return dequantize_rows<double>(linear, out.as<double>(), pool_);
+    case DType::kF32:
+      return dequantize_rows<float>(linear, out.as<float>(), pool_);
+    case DType::kBF16:
+      return dequantize_rows<float>(linear, out.as<BFloat16>(), pool_);
+    default:
+      BITMILL_CHECK(out.dtype == DType::kF64);
+      return dequantize_rows<double>(linear, out.as<double>(), pool_);
   }
 }
 
 double CpuBackend::layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) {
   BITMILL_CHECK(!w_hat.data || (w.dtype == w_hat.dtype && w.shape == w_hat.shape));
-  BITMILL_CHECK(h.elements() == hessian_elements(w.cols()) && (h.dtype == DType::kF32 || h.dtype == w.dtype));
+  BITMILL_CHECK(h.elements() == hessian_elements(w.cols()) &&
+                (h.dtype == DType::kF32 || h.dtype == w.dtype));
   if (w.dtype == DType::kF64) return factor * quadratic_sum<double, double>(w, w_hat, h, pool_);
-  // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small eigenvalues.
+  // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small
+  // eigenvalues.
   if (!w_hat.data) return factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
   return factor * quadratic_sum<float, double>(w, w_hat, h, pool_);
 }
