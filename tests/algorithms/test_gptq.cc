@@ -18,6 +18,7 @@ QuantizeSettings settings(ActOrder order, int64_t group_size, int bits = 4,
   s.act_order = order;
   s.group_size = group_size;
   s.bits = bits;
+  s.damp = 0.01;  // the ladder's tests count its steps
   s.symmetric = symmetric;
   return s;
 }

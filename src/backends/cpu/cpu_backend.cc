@@ -1,5 +1,7 @@
 #include "backends/cpu/cpu_backend.h"
 
+#include "backends/cpu/amx.h"
+
 #include <cblas.h>
 #include <dnnl.hpp>
 
@@ -110,7 +112,12 @@ TensorView range(TensorView x, int64_t begin, int64_t end) {
 }
 }  // namespace
 
-CpuBackend::CpuBackend(DType compute, int threads) : compute_(compute), pool_(threads) {
+CpuBackend::CpuBackend(DType compute, int threads)
+    : compute_(compute),
+      pool_(threads),
+      // oneDNN's word counts too: its environment variable for a lower instruction set must hold for all of us.
+      amx_(compute == DType::kBF16 && dnnl::get_effective_cpu_isa() == dnnl::cpu_isa::avx512_core_amx &&
+           amx::available()) {
   BITMILL_CHECK(compute == DType::kBF16 || compute == DType::kF32);
   openblas_set_num_threads(
       1);  // tiles are the unit of parallelism, and a split inside a call would change bits

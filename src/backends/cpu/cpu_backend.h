@@ -61,8 +61,11 @@ class CpuBackend final : public Backend {
   int64_t first_non_finite(TensorView x) override;
 
  private:
+  void hessian_update_amx(TensorView x, TensorView h);
+
   DType compute_;
   ThreadPool pool_;
+  bool amx_;  // bf16 products run on our AMX kernels (amx.h)
   std::vector<std::unique_ptr<MatmulContext>> contexts_;  // one per thread of the pool
 };
 

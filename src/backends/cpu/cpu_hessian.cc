@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backends/cpu/amx.h"
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/matmul.h"
 #include "backends/cpu/vector_math.h"
@@ -137,6 +138,7 @@ void CpuBackend::hessian_update(TensorView x, TensorView h) {
   BITMILL_CHECK(h.elements() == hessian_elements(n));
   BITMILL_CHECK(h.dtype == (x.dtype == DType::kF64 ? DType::kF64 : DType::kF32));
   if (tokens == 0) return;
+  if (amx_ && x.dtype == DType::kBF16) return hessian_update_amx(x, h);
   Tensor panels(x.dtype, {tokens, n});  // one dense panel of columns after another
   const auto panel = [&](int64_t i) { return panels.as<char>() + i * edge * tokens * element; };
   constexpr int64_t kPackRows = 128;
@@ -164,6 +166,25 @@ void CpuBackend::hessian_update(TensorView x, TensorView h) {
                             .transpose_a = true,
                             .accumulate = true},
                            panel(tile.row), panel(tile.col), nullptr, h.as<float>() + tile.offset);
+  });
+}
+
+// Both operands are packed once per micro-batch; every tile then streams two packed panels.
+void CpuBackend::hessian_update_amx(TensorView x, TensorView h) {
+  const int64_t tokens = x.rows(), n = x.cols(), edge = hessian_tile(n);
+  Tensor a(DType::kBF16, {amx::packed_elements(n, tokens)}), b(DType::kBF16, {amx::packed_elements(n, tokens)});
+  constexpr int64_t kSteps = 4;  // 128 tokens per packing item
+  const int64_t steps = (tokens + 31) / 32;
+  pool_.parallel_for((steps + kSteps - 1) / kSteps, [&](int64_t item, int) {
+    amx::pack_gram(x.as<BFloat16>(), tokens, n, item * kSteps, std::min(steps, (item + 1) * kSteps), a.as<BFloat16>(),
+                   b.as<BFloat16>());
+  });
+  const std::vector<Tile> tiles = all_tiles(n);
+  pool_.parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t item, int) {
+    const Tile& tile = tiles[item];
+    amx::multiply_packed(a.as<BFloat16>() + amx::packed_elements(tile.row * edge, tokens),
+                         b.as<BFloat16>() + amx::packed_elements(tile.col * edge, tokens), tile.rows, tile.cols, tokens,
+                         h.as<float>() + tile.offset, tile.cols);
   });
 }
 
