@@ -12,6 +12,7 @@
 #include "core/grid.h"
 #include "formats/format.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill::testing {
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "commands/quantized_model.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

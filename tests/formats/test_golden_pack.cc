@@ -6,6 +6,7 @@
 
 #include "formats/quantized_fixture.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

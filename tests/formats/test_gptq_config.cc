@@ -4,6 +4,7 @@
 
 #include "formats/module_names.h"
 #include "formats/quantized_fixture.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

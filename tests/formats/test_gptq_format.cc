@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "formats/quantized_fixture.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "golden/golden_runner.h"
 #include "io/safetensors.h"
+#include "io/json.h"
 
 namespace bitmill::golden {
 namespace {

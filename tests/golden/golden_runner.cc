@@ -5,6 +5,7 @@
 #include "algorithms/quantizer.h"
 #include "formats/format.h"
 #include "io/safetensors.h"
+#include "io/json.h"
 
 namespace bitmill::golden {
 namespace {

@@ -9,6 +9,7 @@
 #include "golden/golden_runner.h"
 #include "support/naive.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill::golden {
 namespace {

@@ -9,6 +9,7 @@
 #include "io/expect_error.h"
 #include "support/checkpoint_maker.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

@@ -7,6 +7,7 @@
 #include "io/safetensors.h"
 #include "models/family.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

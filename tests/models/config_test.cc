@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "models/family.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

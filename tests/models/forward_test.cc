@@ -9,6 +9,7 @@
 #include "io/tokens.h"
 #include "support/model_runner.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "models/family.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

@@ -7,6 +7,7 @@
 
 #include "io/checkpoint.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

@@ -8,6 +8,7 @@
 
 #include "io/durable.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {

@@ -8,6 +8,7 @@
 
 #include "pipeline/forward.h"
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {
@@ -69,7 +70,6 @@ TEST_F(StageTest, EveryLinearIsRecordedOnceWithAllTokens) {
 TEST_F(StageTest, OutputIsThatOfTheQuantizedBlock) {
   const auto backend = make_backend({"cpu", DType::kF32, 1});
   Activations activations = embedded(*backend), plain = embedded(*backend);
-  PhaseSeconds phases{};
   const Tensor rope = rope_table(source_.spec().rope, 16);
   const auto graph = source_.family().graph(source_.spec(), 0, rope);
   const BlockSpec& spec = source_.spec().blocks[0];

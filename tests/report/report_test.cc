@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "support/paths.h"
+#include "io/json.h"
 
 namespace bitmill {
 namespace {
@@ -87,7 +88,8 @@ TEST(RunReport, FinishLeavesTheRecords) {
   outcome.linears.push_back(event());
   outcome.ranks.push_back(summary(0, 2, 0, 1));
   RunFacts facts;
-  facts.after = EvalResult{3.0, 20.08, 100, 2, 0.1};
+  facts.after.emplace();
+  facts.after->perplexity = 20.08;
   report.finish(outcome, facts);
   const Json json = read_json(directory.file("report.json"));
   EXPECT_EQ(json.at("layers").size(), 1u);

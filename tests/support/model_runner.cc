@@ -1,4 +1,5 @@
 #include "support/model_runner.h"
+#include "io/json.h"
 
 namespace bitmill::testing {
 
