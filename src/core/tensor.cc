@@ -25,6 +25,7 @@ std::string Shape::text() const { return fmt::format("[{}]", fmt::join(dims(), "
 
 namespace {
 constexpr int64_t kCacheFrom = 64 << 10;
+constexpr int64_t kCacheLimit = 64 << 20;  // enough for the temporaries of a micro-batch, little beside activations
 constexpr size_t kAlignment = 64;
 }  // namespace
 
@@ -41,6 +42,7 @@ void* HostAllocator::allocate(int64_t bytes) {
   if (auto found = cache_.find(bytes); found != cache_.end() && !found->second.empty()) {
     pointer = found->second.back();
     found->second.pop_back();
+    cached_ -= bytes;
   } else if (posix_memalign(&pointer, kAlignment, static_cast<size_t>(bytes) + (bytes == 0)) != 0) {
     fail(ExitCode::kDoesNotFit, "out of host memory: {} bytes asked for, {} bytes in use", bytes, current_);
   }
@@ -52,10 +54,12 @@ void* HostAllocator::allocate(int64_t bytes) {
 void HostAllocator::release(void* pointer, int64_t bytes) noexcept {
   std::lock_guard lock(mutex_);
   current_ -= bytes;
-  if (bytes >= kCacheFrom)
-    cache_[bytes].push_back(pointer);
-  else
+  if (bytes < kCacheFrom || cached_ + bytes > kCacheLimit) {
     std::free(pointer);
+    return;
+  }
+  cache_[bytes].push_back(pointer);
+  cached_ += bytes;
 }
 
 int64_t HostAllocator::current_bytes() const {
@@ -73,6 +77,7 @@ void HostAllocator::trim() noexcept {
   for (auto& [bytes, blocks] : cache_)
     for (void* block : blocks) std::free(block);
   cache_.clear();
+  cached_ = 0;
 }
 
 // ---- views and owners ---------------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ class Allocator {
 };
 
 // Host memory. Released blocks of at least 64 KiB are kept for the next request of the same size, so that the
-// per-micro-batch buffers of the pipeline do not fault their pages in again and again; `trim` gives them back.
+// per-micro-batch buffers of the pipeline do not fault their pages in again and again, up to 64 MiB in all; `trim` gives
+// them back.
 class HostAllocator final : public Allocator {
  public:
   ~HostAllocator() override;
@@ -61,7 +62,7 @@ class HostAllocator final : public Allocator {
  private:
   mutable std::mutex mutex_;
   std::map<int64_t, std::vector<void*>> cache_;
-  int64_t current_ = 0, peak_ = 0;
+  int64_t current_ = 0, peak_ = 0, cached_ = 0;
 };
 
 // Non-owning view. Copy freely; valid while the owner lives.
