@@ -102,7 +102,7 @@ class Solver {
     if (!damping.ok) {
       factor.reset();
       for (size_t i : group)
-        give_up(i, damping, fmt::format("not positive definite at damping up to {}", key.limit));
+        give_up(i, damping, fmt::format("not positive definite at damping up to {:g}", damping.fraction));
       return;
     }
     std::vector<Work> works;

@@ -9,6 +9,8 @@
 //     weights, embedding rows, norm outputs, attention's q/k/v after rope, attention probabilities, attention output,
 //     gated activation, and block-boundary activations are rounded to bf16 (round half to even);
 //     products accumulate in fp32; norms, softmax, rope, residual and linear outputs are fp32.
+//     A product of two bf16 values is exact in fp32, except that AMX (TDPBF16PS) counts subnormal
+//     operands, below 2^-126 in magnitude, as zero.
 //   For C = kF32 nothing is rounded.
 // - Every op gives the same bits for any number of threads: work is cut into tiles whose shape depends on the arguments
 //   alone, each computed by one thread with single-threaded library calls.
@@ -139,7 +141,8 @@ class Backend {
 
   // ---- Hessian -----------------------------------------------------------------------------------------------
   // h += x^T x, lower triangle in tile-packed layout. x C [tokens, n] (or F64), h F32 (F64) [hessian_elements(n)].
-  // bf16 inputs multiply exactly with fp32 accumulation (formula: docs/algorithms.md).
+  // bf16 inputs multiply exactly (subnormal ones count as zero on AMX) with fp32 accumulation
+  // (formula: docs/algorithms.md).
   virtual void hessian_update(TensorView x, TensorView h) = 0;
   // a += b, elementwise (F32 or F64): folding of lanes.
   virtual void add(TensorView a, TensorView b) = 0;

@@ -53,11 +53,6 @@ int dispatch(const CommandLine& line, Communicator& comm) {
   fail(ExitCode::kInternal, "command {} has no row in the table", line.command);
 }
 
-void say(const Communicator& comm, const std::string& text) {
-  const std::string who = comm.size() > 1 ? fmt::format(" [rank {}]", comm.rank()) : "";
-  std::cerr << "bitmill: error" << who << ": " << text << std::endl;
-}
-
 }  // namespace
 
 int run_command_line(int argc, char** argv) {
@@ -65,7 +60,7 @@ int run_command_line(int argc, char** argv) {
   try {
     comm.emplace(Communicator::start(&argc, &argv));
   } catch (const Error& error) {
-    std::cerr << "bitmill: error: " << error.what() << std::endl;
+    log_error(error.what(), false);
     return static_cast<int>(error.code());
   }
   set_log_rank(comm->rank(), comm->size());
@@ -74,18 +69,18 @@ int run_command_line(int argc, char** argv) {
     together(*comm, [&] { line = parse(argc, argv); });
     return dispatch(*line, *comm);
   } catch (const AgreedError& error) {
-    if (comm->rank() == 0) std::cerr << "bitmill: error: " << error.what() << std::endl;
+    if (comm->rank() == 0) log_error(error.what(), false);
     return static_cast<int>(error.code());
   } catch (const Error& error) {
-    say(*comm, error.what());
+    log_error(error.what(), true);
     if (comm->size() > 1) comm->abort(error.code());
     return static_cast<int>(error.code());
   } catch (const std::bad_alloc&) {
-    say(*comm, "out of host memory");
+    log_error("out of host memory", true);
     if (comm->size() > 1) comm->abort(ExitCode::kDoesNotFit);
     return static_cast<int>(ExitCode::kDoesNotFit);
   } catch (const std::exception& error) {
-    say(*comm, fmt::format("internal error: {}", error.what()));
+    log_error(fmt::format("internal error: {}", error.what()), true);
     if (comm->size() > 1) comm->abort(ExitCode::kInternal);
     return static_cast<int>(ExitCode::kInternal);
   }

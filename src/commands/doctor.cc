@@ -1,8 +1,13 @@
 // bitmill doctor: what this build and this machine can do, and what stands in the way.
-#include <sys/statvfs.h>
+#include <sched.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <iostream>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
 
 #include "commands/command.h"
 #include "commands/session.h"
@@ -22,51 +27,96 @@ struct Finding {
   std::string detail;  // what was found, and what to do about it
 };
 
+// The CPUs this process may run on, as [first, last] of each run of neighbours.
+Json cpu_ranges() {
+  Json ranges = Json::array();
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return ranges;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &mask)) continue;
+    if (cpu > 0 && CPU_ISSET(cpu - 1, &mask))
+      ranges.back()[1] = cpu;
+    else
+      ranges.push_back({cpu, cpu});
+  }
+  return ranges;
+}
+
 Json rank_facts(Communicator& comm, int threads) {
   return {{"rank", comm.rank()}, {"host", host_name()}, {"local_rank", comm.local_rank()},
-          {"local_size", comm.local_size()}, {"cpus", available_cpus()}, {"threads", threads},
+          {"local_size", comm.local_size()}, {"cpus", available_cpus()},
+          {"cpu_ranges", cpu_ranges()}, {"threads", threads},
           {"memory_bytes", host_memory_per_rank(comm.local_size())}, {"bf16", cpu_has_bf16()},
           {"backend", make_backend({"cpu", cpu_has_bf16() ? DType::kBF16 : DType::kF32, 1})->description()}};
 }
 
-Finding check_output(const std::string& path) {
+// The nearest existing directory at or above `wanted`; Error when one on the way cannot be looked at,
+// or when a name is longer than the file system takes.
+std::string existing_part(const std::string& wanted) {
   namespace fs = std::filesystem;
+  std::error_code error;
+  const fs::path path = fs::absolute(wanted, error);
+  if (error) fail(ExitCode::kOutput, "{}: the working directory cannot be found: {}", wanted, error.message());
+  fs::path at = path;
+  while (!fs::exists(at, error) && !error && at != at.parent_path()) at = at.parent_path();
+  if (error) fail(ExitCode::kOutput, "{}: cannot be looked at: {}", at.string(), error.message());
+  const long longest = pathconf(at.c_str(), _PC_NAME_MAX);
+  for (const fs::path& part : path)
+    if (longest > 0 && part.native().size() > static_cast<size_t>(longest))
+      fail(ExitCode::kOutput, "{}: a name of {} characters, expected at most {}", path.string(), part.native().size(),
+           longest);
+  return at.string();
+}
+
+Finding check_output(const std::string& path) {
   if (path.empty()) return {"output filesystem", "ok", "not checked; give --output.path=DIR"};
-  fs::path at = fs::absolute(path);
-  while (!fs::exists(at) && at.has_parent_path() && at != at.parent_path()) at = at.parent_path();
   try {
+    const std::string at = existing_part(path);
     const Stopwatch watch;
-    probe_writable(at.string());
+    probe_writable(at);
     const double seconds = watch.seconds();
-    struct statvfs info {};
-    statvfs(at.c_str(), &info);
+    std::error_code error;
+    const auto space = std::filesystem::space(at, error);
+    const std::string free = error ? "unknown space" : human_bytes(static_cast<int64_t>(space.available));
     return {"output filesystem", seconds < 0.5 ? "ok" : "warning",
-            fmt::format("{} is writable, {} free, write + fsync + rename took {:.1f} ms", at.string(),
-                        human_bytes(static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize)),
-                        1e3 * seconds)};
+            fmt::format("{} is writable, {} free, write + fsync + rename took {:.1f} ms", at, free, 1e3 * seconds)};
   } catch (const Error& error) {
     return {"output filesystem", "problem", error.what()};
   }
 }
 
+// The ranks of each host together: their threads, and the CPUs that at least one of them may use.
+std::vector<Finding> check_threads(const Json& ranks) {
+  struct Host {
+    int threads = 0;
+    std::set<int> cpus;
+  };
+  std::map<std::string, Host> hosts;
+  for (const Json& rank : ranks) {
+    Host& host = hosts[rank.at("host")];
+    host.threads += rank.at("threads").get<int>();
+    for (const Json& range : rank.at("cpu_ranges"))
+      for (int cpu = range.at(0); cpu <= range.at(1).get<int>(); ++cpu) host.cpus.insert(cpu);
+  }
+  std::vector<Finding> findings;
+  for (const auto& [name, host] : hosts) {
+    const bool fits = host.cpus.empty() || host.threads <= static_cast<int>(host.cpus.size());
+    const std::string found = fmt::format("{}: {} threads on {} CPUs", name, host.threads, host.cpus.size());
+    findings.push_back({"threads", fits ? "ok" : "warning",
+                        fits ? found : found + "; pass --bind-to none, fewer ranks or fewer run.threads"});
+  }
+  return findings;
+}
+
 std::vector<Finding> check_ranks(const Json& ranks) {
   std::vector<Finding> findings;
   const auto& first = ranks.front();
-  int threads = 0;
-  for (const Json& rank : ranks) {
-    if (rank.at("host") == first.at("host")) threads += rank.at("threads").get<int>();
+  for (const Json& rank : ranks)
     if (rank.at("backend") != first.at("backend"))
       findings.push_back({"instruction sets", "warning",
                           fmt::format("rank {} computes with {}, rank 0 with {}; equal bytes need equal machines",
                                       rank.at("rank").dump(), rank.at("backend").dump(), first.at("backend").dump())});
-  }
-  const int cpus = first.at("cpus");
-  if (threads > cpus && ranks.size() > 1)
-    findings.push_back({"threads", "warning",
-                        fmt::format("{} threads of this node's ranks share {} CPUs; pass --bind-to none or fewer ranks",
-                                    threads, cpus)});
-  else
-    findings.push_back({"threads", "ok", fmt::format("{} threads on {} CPUs of rank 0's node", threads, cpus)});
+  for (Finding& finding : check_threads(ranks)) findings.push_back(std::move(finding));
   return findings;
 }
 

@@ -3,9 +3,9 @@
 #include <optional>
 
 #include "commands/command.h"
+#include "commands/job.h"
 #include "commands/session.h"
 #include "core/log.h"
-#include "io/tokens.h"
 #include "pipeline/evaluate.h"
 
 namespace bitmill {
@@ -16,14 +16,12 @@ int run_eval(const CommandLine& line, Communicator& comm) {
     require(options.model.path, "model.path", "the checkpoint directory to evaluate");
     require(options.evaluate.tokens, "evaluate.tokens", "a token file (.h5 or .safetensors) with input_ids");
   });
+  check_writable_target(options.extra.json, comm);
+  check_writable_target(options.extra.dump_logits, comm);
   Session session = open_session(options, comm);
   Tensor ids;
   on_rank_zero(comm, [&] {
-    ids = read_token_file(options.evaluate.tokens, options.evaluate.samples, 0, session.source.spec().vocab,
-                          "evaluate.tokens");
-    if (ids.cols() < 2)
-      fail(ExitCode::kInput, "evaluate.tokens={}: windows of {} token predict nothing, at least 2 are needed",
-           options.evaluate.tokens, ids.cols());
+    ids = read_evaluation_tokens(options, session.source.spec());
   });
   info("{}: {} blocks, compute {}, {} rank{} x {} thread{}; {}", options.model.path, session.source.spec().blocks.size(),
        session.compute == DType::kBF16 ? "bfloat16" : "float32", comm.size(), comm.size() == 1 ? "" : "s",

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "core/log.h"
+#include "io/tokens.h"
 #include "pipeline/memory.h"
 
 namespace bitmill {
@@ -33,6 +34,14 @@ void refuse_quantized(const ModelSource& source) {
   if (source.format() != nullptr)
     fail(ExitCode::kInput, "{} is quantized already ({}); quantize its float source", source.directory(),
          source.format()->name());
+}
+
+Tensor read_evaluation_tokens(const RunOptions& options, const ModelSpec& spec) {
+  Tensor ids = read_token_file(options.evaluate.tokens, options.evaluate.samples, 0, spec.vocab, "evaluate.tokens");
+  if (ids.cols() < 2)
+    fail(ExitCode::kInput, "evaluate.tokens={}: windows of {} token predict nothing, at least 2 are needed",
+         options.evaluate.tokens, ids.cols());
+  return ids;
 }
 
 namespace {

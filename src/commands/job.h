@@ -19,6 +19,9 @@ std::vector<PackedSpec> other_tensors(const ModelSource& source);
 // Error(kInput) when the source is quantized already.
 void refuse_quantized(const ModelSource& source);
 
+// evaluate.tokens as ids [windows, tokens]. Error(kInput), also for windows that are too short to predict anything.
+Tensor read_evaluation_tokens(const RunOptions& options, const ModelSpec& spec);
+
 // Everything that changes the numbers of the result.
 Fingerprint fingerprint_of(const RunOptions& options, const ModelSource& source, DType compute, TensorView ids);
 

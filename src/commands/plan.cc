@@ -27,6 +27,15 @@ PlanMachine plan_machine(const RunOptions& options, Communicator& comm) {
   return machine;
 }
 
+// The sizes of a plan are products with this number; beyond the limit they would not fit an integer.
+void check_tokens(const PlanJob& job) {
+  constexpr int64_t kMostTokens = 1'000'000'000'000;
+  if (job.samples * job.length > kMostTokens)
+    fail(ExitCode::kUsage,
+         "calibration.samples x calibration.sequence_length: found {} x {}, expected at most {} tokens",
+         job.samples, job.length, kMostTokens);
+}
+
 bool has_weights(const std::string& directory) {
   namespace fs = std::filesystem;
   return fs::exists(directory + "/model.safetensors") || fs::exists(directory + "/model.safetensors.index.json");
@@ -51,6 +60,7 @@ int run_plan(const CommandLine& line, Communicator& comm) {
       job.samples = ids.rows();
       job.length = ids.cols();
     }
+    check_tokens(job);
     job.compute = options.run.compute == Compute::kFloat32 ? DType::kF32
                   : options.run.compute == Compute::kBFloat16 || spec.dtype == DType::kBF16 ? DType::kBF16
                                                                                              : DType::kF32;

@@ -79,6 +79,7 @@ Prepared prepare(const RunOptions& options, const Session& session, Communicator
   std::string state;
   on_rank_zero(comm, [&] {
     p.companions = companion_files(options.model.path);
+    if (options.evaluate.before || options.evaluate.after) read_evaluation_tokens(options, spec);
     p.fingerprint = fingerprint_of(options, session.source, session.compute, p.ids);
     const OutputState found = inspect_output(options.output.path, p.fingerprint, options.output.overwrite);
     state = found == OutputState::kComplete ? "complete" : "";
@@ -92,8 +93,11 @@ void print_start(const RunOptions& options, const Session& session, const Prepar
        session.threads, session.threads == 1 ? "" : "s", session.backend->description());
   info("{}", effective_config(options, false));
   info("{}", plan_text(p.plan, session.source.spec()));
-  for (const PackedSpec& other : p.plan.job.other)
-    warn("{} is no tensor of family {}; it is copied as it is", other.name, session.source.spec().family);
+  const std::vector<PackedSpec>& others = p.plan.job.other;
+  if (comm.rank() == 0 && !others.empty())
+    warn("{} tensor{} of the source (first: {}) {} no part of family {}; copied as they are", others.size(),
+         others.size() == 1 ? "" : "s", others.front().name, others.size() == 1 ? "is" : "are",
+         session.source.spec().family);
 }
 
 // Every tensor this rank will read, scanned before anything is computed (run.verify_input=full).
@@ -117,10 +121,10 @@ void scan_inputs(const Session& session, const RankPlan& mine) {
 EvalResult evaluate_model(const std::string& directory, const RunOptions& options, Session& session, Communicator& comm) {
   const ModelSource source = ModelSource::open(directory, comm);
   Tensor ids;
-  on_rank_zero(comm, [&] {
-    ids = read_token_file(options.evaluate.tokens, options.evaluate.samples, 0, source.spec().vocab, "evaluate.tokens");
-  });
-  return evaluate(source, nullptr, ids, options, comm, *session.transport, *session.backend, "");
+  on_rank_zero(comm, [&] { ids = read_evaluation_tokens(options, source.spec()); });
+  std::optional<ModelSource> reference;
+  if (!options.evaluate.reference.empty()) reference.emplace(ModelSource::open(options.evaluate.reference, comm));
+  return evaluate(source, reference ? &*reference : nullptr, ids, options, comm, *session.transport, *session.backend, "");
 }
 
 std::string config_text(const RunOptions& options, const FormatConfig& config) {
@@ -171,6 +175,8 @@ RunFacts work(const RunOptions& options, Session& session, Prepared& p, RunRepor
     refuse_failures(outcome);
     report.on_phase("gather");
     commit(options, p, outcome, output);
+    facts.seconds = watch.seconds();
+    report.write_records(outcome, facts);
   });
   if (options.evaluate.after) facts.after = evaluate_model(options.output.path, options, session, comm);
   facts.seconds = watch.seconds();
@@ -184,6 +190,7 @@ int run_quantize(const CommandLine& line, Communicator& comm) {
   const Stopwatch watch;
   const RunOptions& options = line.options;
   together(comm, [&] { check_required(options); });
+  check_writable_target(options.extra.json, comm);
   Session session = open_session(options, comm);
   Prepared p = prepare(options, session, comm);
   if (p.nothing_to_do) {
@@ -193,20 +200,28 @@ int run_quantize(const CommandLine& line, Communicator& comm) {
   }
   print_start(options, session, p, comm);
   const OutputDirectory output(options.output.path);
-  on_rank_zero(comm, [&] { output.prepare(p.plan, p.fingerprint, text_file_names(p)); });
+  OutputLock lock;
+  on_rank_zero(comm, [&] {
+    lock.take(output.path());
+    output.prepare(p.plan, p.fingerprint, text_file_names(p));
+  });
   int64_t linears = 0;
   for (const ModuleChoice& module : p.modules) linears += module.quantized;
   RunReport report(output.path() + "/bitmill", p.plan, linears);
+  RunFacts facts;
   try {
-    const RunFacts facts = work(options, session, p, report, watch, output, comm);
-    write_json_result(options, comm, result_json(options, p.plan, facts));
+    facts = work(options, session, p, report, watch, output, comm);
   } catch (const AgreedError& error) {
     if (comm.rank() == 0) report.failed(error, comm.rank());
     throw;
   } catch (const Error& error) {
     report.failed(error, comm.rank());
     throw;
+  } catch (const std::exception& error) {
+    report.failed(Error(ExitCode::kInternal, error.what()), comm.rank());
+    throw;
   }
+  write_json_result(options, comm, result_json(options, p.plan, facts));
   return 0;
 }
 

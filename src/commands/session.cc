@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 
 #include "core/log.h"
 #include "core/thread_pool.h"
@@ -78,6 +79,14 @@ Session open_session(const RunOptions& options, Communicator& comm) {
     warn("this rank computes with {}, rank 0 with {}: equal bytes are promised for equal machines only",
          backend->description(), description);
   return {std::move(source), compute, threads, std::move(backend), std::move(transport)};
+}
+
+void check_writable_target(const std::string& file, Communicator& comm) {
+  if (file.empty()) return;
+  on_rank_zero(comm, [&] {
+    const std::string parent = std::filesystem::path(file).parent_path().string();
+    probe_writable(parent.empty() ? "." : parent);
+  });
 }
 
 void write_json_result(const RunOptions& options, Communicator& comm, const std::string& text) {

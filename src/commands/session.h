@@ -26,6 +26,9 @@ int resolve_threads(const std::string& threads, Communicator& comm);
 // Error(kUsage) naming `key` when a required text option is empty.
 void require(const std::string& value, const std::string& key, const std::string& what);
 
+// Is FILE of --json or --dump-logits writable? Found before any compute: Error(kOutput). Rank 0 probes. Collective.
+void check_writable_target(const std::string& file, Communicator& comm);
+
 // Rank 0 writes the machine-readable result of a command when --json was given.
 void write_json_result(const RunOptions& options, Communicator& comm, const std::string& text);
 

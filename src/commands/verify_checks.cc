@@ -290,7 +290,8 @@ std::vector<ModuleChoice> check_linears(const VerifyInput& input, std::set<std::
                                         VerifyReport& report) {
   std::vector<ModuleChoice> modules;
   const TensorEntry* embedding = input.checkpoint.find(input.spec.embedding.name);
-  const DType model_dtype = embedding != nullptr ? embedding->dtype : input.spec.dtype;
+  const DType model_dtype =
+      input.spec.dtype_given || embedding == nullptr ? input.spec.dtype : embedding->dtype;
   for (const BlockSpec& block : input.spec.blocks)
     for (const LinearSpec& linear : block.linears) {
       ModuleChoice choice;

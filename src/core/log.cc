@@ -70,6 +70,13 @@ void log_line(const std::string& line) {
   if (log.rank == 0) write_line(log, line);
 }
 
+void log_error(const std::string& sentence, bool lone) {
+  LogState& log = state();
+  std::lock_guard lock(log.mutex);
+  const std::string who = lone && log.ranks > 1 ? fmt::format(" [rank {}]", log.rank) : "";
+  write_line(log, fmt::format("bitmill: error{}: {}", who, sentence));
+}
+
 void log_warning(const std::string& line) {
   LogState& log = state();
   std::lock_guard lock(log.mutex);

@@ -14,6 +14,9 @@ void set_log_rank(int rank, int ranks);
 int log_rank();
 
 void log_line(const std::string& line);     // rank 0 only, one line to stderr
+// The sentence a command ends with, "bitmill: error: ...", in one write: several ranks may fail at the same time. `lone`: only
+// this rank failed, so the line says which.
+void log_error(const std::string& sentence, bool lone);
 void log_warning(const std::string& line);  // any rank, "bitmill: warning: ..." tagged with the rank when ranks > 1
 
 template <typename... Args>

@@ -69,6 +69,10 @@ OptionValue integer(Field<T> field, int64_t low, int64_t high, std::string allow
 
 inline constexpr int64_t kMany = std::numeric_limits<int64_t>::max();
 
+inline OptionValue count_up_to(Field<int64_t> field, int64_t low, int64_t high) {
+  return integer(std::move(field), low, high, fmt::format("an integer from {} to {}", low, high));
+}
+
 inline OptionValue count(Field<int64_t> field, int64_t low) {
   return integer(std::move(field), low, kMany, fmt::format("an integer >= {}", low));
 }
@@ -195,6 +199,23 @@ inline OptionValue duration(Field<double> field) {
     field.ref(o) = seconds;
   };
   return {allowed, set, [=](const RunOptions& o) { return fmt::format("{}s", field.get(o)); }};
+}
+
+// A key whose feature this version does not have: text that `value` would not take is refused as
+// always, and of what it would take only the default. `what` is the feature.
+inline OptionValue only_default(OptionValue value, const std::string& what) {
+  const OptionValue inner = value;
+  const std::string standard = value.get(RunOptions{});
+  value.allowed = standard.empty() ? "empty" : standard;
+  value.set = [inner, what, standard, allowed = value.allowed](RunOptions&, const std::string& key,
+                                                               const std::string& text) {
+    RunOptions scratch;
+    inner.set(scratch, key, text);
+    if (inner.get(scratch) != standard)
+      fail(ExitCode::kUsage, "{}: found '{}', but {} is not in this version; expected {}", key,
+           text, what, allowed);
+  };
+  return value;
 }
 
 }  // namespace bitmill::option_values

@@ -36,11 +36,13 @@ struct ExtraOption {
 };
 
 int parse_rank_count(const std::string& name, const std::string& value) {
+  constexpr int kMost = 1'000'000;
   int count = 0;
   const char* end = value.data() + value.size();
   const auto [stop, error] = std::from_chars(value.data(), end, count);
-  if (error != std::errc() || stop != end || count < 1)
-    fail(ExitCode::kUsage, "--{}: found '{}', expected an integer >= 1", name, value);
+  if (error != std::errc() || stop != end || count < 1 || count > kMost)
+    fail(ExitCode::kUsage, "--{}: found '{}', expected an integer from 1 to {}", name, value,
+         kMost);
   return count;
 }
 

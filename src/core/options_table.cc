@@ -133,7 +133,8 @@ OptionValue rules() {
 using Rows = std::vector<OptionRow>;
 using Options = RunOptions;
 constexpr OptionScope kConfig = OptionScope::kConfig, kBoth = OptionScope::kConfigAndRule;
-constexpr bool kNumeric = true, kPlain = false;
+constexpr bool kNumeric = true, kPlain = false;  // numeric: changes the numbers or the files
+constexpr int64_t kManySamples = 100'000'000;    // and tokens of one: their product fits int64_t
 
 void add_input_rows(Rows& rows) {
   const auto model = &Options::model;
@@ -144,11 +145,12 @@ void add_input_rows(Rows& rows) {
   rows.push_back({"calibration.tokens",
                   path(at(calibration, &Calibration::tokens), "a .h5 or .safetensors file"), "-",
                   kPlain, kConfig, "calibration tokens: input_ids [samples, tokens]"});
-  rows.push_back({"calibration.samples", count(at(calibration, &Calibration::samples), 0),
-                  "samples", kNumeric, kConfig, "how many samples to use, from the first; 0: all"});
+  rows.push_back({"calibration.samples",
+                  count_up_to(at(calibration, &Calibration::samples), 0, kManySamples), "samples",
+                  kNumeric, kConfig, "how many samples to use, from the first; 0: all"});
   rows.push_back({"calibration.sequence_length",
-                  count(at(calibration, &Calibration::sequence_length), 0), "tokens", kNumeric,
-                  kConfig, "tokens of each sample to use; 0: as stored"});
+                  count_up_to(at(calibration, &Calibration::sequence_length), 0, kManySamples),
+                  "tokens", kNumeric, kConfig, "tokens of each sample to use; 0: as stored"});
 }
 
 void add_grid_rows(Rows& rows) {
@@ -225,7 +227,7 @@ void add_output_rows(Rows& rows) {
                   kConfig, "where the quantized checkpoint goes"});
   rows.push_back({"output.format", text(at(output, &Output::format), "a format", false), "-",
                   kNumeric, kConfig, "layout of the result: gptq, gptq_v2, compressed-tensors"});
-  rows.push_back({"output.shard_size", size(at(output, &Output::shard_size)), "bytes", kPlain,
+  rows.push_back({"output.shard_size", size(at(output, &Output::shard_size)), "bytes", kNumeric,
                   kConfig, "largest file of the result; a smaller model becomes one file"});
   rows.push_back({"output.overwrite", boolean(at(output, &Output::overwrite)), "-", kPlain, kConfig,
                   "replace a finished result of other settings"});
@@ -264,30 +266,40 @@ void add_machine_rows(Rows& rows) {
 void add_run_rows(Rows& rows) {
   const auto run = &Options::run;
   using Run = Options::Run;
-  rows.push_back(
-      {"run.max_time",
-       checked(at(run, &Run::max_time), std::string("empty or ") + kDurationText, is_time_limit),
-       "time", kPlain, kConfig, "stop cleanly before this much time has passed"});
+  rows.push_back({"run.max_time",
+                  only_default(checked(at(run, &Run::max_time),
+                                       std::string("empty or ") + kDurationText, is_time_limit),
+                               "a clean stop after some time"),
+                  "time", kPlain, kConfig,
+                  "not in this version: stop cleanly before this time has passed"});
   rows.push_back({"run.resume",
                   choice(at(run, &Run::resume), {"auto", "never"}, {{"must", "resuming"}}), "-",
                   kPlain, kConfig, "whether to go on with an unfinished result"});
-  rows.push_back({"run.checkpoint",
-                  checked(at(run, &Run::checkpoint),
-                          std::string("off, N blocks or ") + kDurationText, is_checkpoint_period),
-                  "time", kPlain, kConfig, "how often activations are saved"});
-  rows.push_back({"run.watchdog", duration(at(run, &Run::watchdog)), "time", kPlain, kConfig,
-                  "a rank that is silent for this long counts as lost"});
+  rows.push_back(
+      {"run.checkpoint",
+       only_default(checked(at(run, &Run::checkpoint),
+                            std::string("off, N blocks or ") + kDurationText, is_checkpoint_period),
+                    "saving activations"),
+       "time", kPlain, kConfig, "not in this version: how often activations are saved"});
+  rows.push_back({"run.watchdog",
+                  only_default(duration(at(run, &Run::watchdog)), "watching for silent ranks"),
+                  "time", kPlain, kConfig,
+                  "not in this version: a rank that is silent for this long counts as lost"});
   rows.push_back({"run.reduction_lanes",
                   integer(at(run, &Run::reduction_lanes), 1, 4096, "an integer from 1 to 4096"),
                   "lanes", kNumeric, kConfig,
                   "fixed groups of samples that are summed one after the other"});
-  rows.push_back({"run.share_gpu", boolean(at(run, &Run::share_gpu)), "-", kPlain, kConfig,
-                  "several ranks may use one GPU"});
-  rows.push_back({"run.break_lock", boolean(at(run, &Run::break_lock)), "-", kPlain, kConfig,
-                  "take over the output directory of a job that is known to be dead"});
-  rows.push_back({"run.verify_input", choice(at(run, &Run::verify_input), {"fast", "full"}), "-",
-                  kPlain, kConfig,
-                  "how the source checkpoint is recognised: headers, or every byte"});
+  rows.push_back({"run.share_gpu",
+                  only_default(boolean(at(run, &Run::share_gpu)), "the choice to share a GPU"), "-",
+                  kPlain, kConfig, "not in this version: several ranks may use one GPU"});
+  rows.push_back(
+      {"run.break_lock", only_default(boolean(at(run, &Run::break_lock)), "a lock on the output"),
+       "-", kPlain, kConfig, "not in this version: take over the output directory of a dead job"});
+  rows.push_back(
+      {"run.verify_input", choice(at(run, &Run::verify_input), {"fast", "full"}), "-", kPlain,
+       kConfig,
+       "fast: every tensor is checked for NaN when it is read; full: all tensors are checked "
+       "before any compute"});
 }
 
 void add_report_rows(Rows& rows) {

@@ -35,8 +35,8 @@ bool is_cache_link(const std::string& target) {
          target.find_first_not_of("0123456789abcdef", kPrefix.size()) == std::string::npos;
 }
 
-// Does DIR/NAME exist? Refuses everything but regular files and links to regular files of the same
-// cache entry, so that a downloaded model cannot make us read other files of the machine.
+}  // namespace
+
 bool has_member(const std::string& directory, const std::string& name) {
   std::string path = directory + "/" + name;
   struct stat status;
@@ -61,6 +61,8 @@ bool has_member(const std::string& directory, const std::string& name) {
   if (!S_ISREG(status.st_mode)) fail(ExitCode::kInput, "{}: not a regular file", path);
   return true;
 }
+
+namespace {
 
 bool is_plain_name(const std::string& name) {
   constexpr std::string_view kSuffix = ".safetensors";

@@ -57,6 +57,11 @@ class Checkpoint {
 // in messages. Error(kInput).
 std::map<std::string, std::string> read_weight_map(const Json& index, const std::string& where);
 
+// Does DIR/NAME exist as a file that may be read? Links are followed only within one Hugging Face cache entry
+// (../../blobs/HEX), so that a downloaded model cannot make us read other files of the machine. Error(kInput) for other
+// links, dangling ones, and what is no regular file.
+bool has_member(const std::string& directory, const std::string& name);
+
 // DIR/config.json, parsed strictly. Error(kInput) when the directory or the file is missing or unreadable.
 Json read_model_config(const std::string& directory);
 

@@ -1,6 +1,7 @@
 #include "io/durable.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -178,24 +179,18 @@ void probe_writable(const std::string& directory) {
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) fail_output(path, "remove", errno);
 }
 
-void append_line_durably(const std::string& path, const std::string& line) {
-  const bool is_new = ::access(path.c_str(), F_OK) != 0;
-  Descriptor fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
-  if (fd.get() < 0) fail_output(path, "open for appending", errno);
-  const off_t before = ::lseek(fd.get(), 0, SEEK_END);
-  if (before < 0) fail_output(path, "seek", errno);
-  const std::string text = line + '\n';
-  try {
-    write_all(fd.get(), text.data(), static_cast<int64_t>(text.size()), path);
-  } catch (const Error&) {
-    if (::ftruncate(fd.get(), before) != 0) {
-      // The torn line stays; the first error says what matters.
-    }
-    throw;
-  }
-  if (::fsync(fd.get()) != 0) fail_output(path, "sync", errno);
-  close_checked(fd.release(), path);
-  if (is_new) sync_directory(directory_of(path));
+OutputLock::~OutputLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void OutputLock::take(const std::string& directory) {
+  make_directories(directory);
+  fd_ = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd_ < 0) fail(ExitCode::kOutput, "{}: cannot open: {}", directory, std::strerror(errno));
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+  if (errno == EWOULDBLOCK)
+    fail(ExitCode::kOutput, "{}: another bitmill process is writing this directory", directory);
+  // File systems without locks (some network mounts) must not stop a job: there the user keeps jobs apart.
 }
 
 }  // namespace bitmill

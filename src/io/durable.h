@@ -35,7 +35,18 @@ void copy_file_durably(const std::string& from, const std::string& to);
 void make_directories(const std::string& path);
 // Writes, syncs, renames and removes a small file in `directory`: is it writable? Throws Error(kOutput) if not.
 void probe_writable(const std::string& directory);
-// Appends one line (plus '\n') to a text file and fsyncs it.
-void append_line_durably(const std::string& path, const std::string& line);
+// An advisory lock on DIR that dies with its process: two jobs must not write one directory. `take` creates DIR and
+// throws Error(kOutput) when another process holds it.
+class OutputLock {
+ public:
+  OutputLock() = default;
+  ~OutputLock();
+  OutputLock(const OutputLock&) = delete;
+  OutputLock& operator=(const OutputLock&) = delete;
+  void take(const std::string& directory);
+
+ private:
+  int fd_ = -1;
+};
 
 }  // namespace bitmill

@@ -100,6 +100,10 @@ int64_t ConfigKeys::size_or(const std::string& key, int64_t fallback) const {
   return has(key) ? size(key) : fallback;
 }
 
+int64_t ConfigKeys::size_or_off(const std::string& key, int64_t fallback) const {
+  return size_or(key, object_.contains(key) ? 0 : fallback);
+}
+
 double ConfigKeys::positive_or(const std::string& key, double fallback) const {
   return has(key) ? positive(key) : fallback;
 }

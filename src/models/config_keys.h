@@ -1,5 +1,6 @@
 // Typed reading of config.json: every accessor names the key, what was found and what was expected.
-// A key whose value is null counts as absent, as in the files themselves.
+// A key whose value is null counts as absent, as in the files themselves; size_or_off tells them
+// apart.
 #pragma once
 
 #include <string>
@@ -26,6 +27,8 @@ class ConfigKeys {
   ConfigKeys object(const std::string& key) const;
   // The value, or `fallback` when the key is absent.
   int64_t size_or(const std::string& key, int64_t fallback) const;
+  // For keys where null switches something off: 0 for null, `fallback` when the key is not there.
+  int64_t size_or_off(const std::string& key, int64_t fallback) const;
   double positive_or(const std::string& key, double fallback) const;
   bool flag_or(const std::string& key, bool fallback) const;
   std::string text_or(const std::string& key, const std::string& fallback) const;

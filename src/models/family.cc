@@ -62,6 +62,8 @@ class TensorCheck {
                              entry->shape.text(), spec.shape.text()));
     if (is_linear) same_dtype(*entry);
   }
+  // A tensor that may be there without being of use.
+  void tolerate(const std::string& name) { seen_.insert(name); }
   // A linear stored in a quantized format: its tensors are the format's business.
   void accept_module(const std::string& module) { modules_.insert(module); }
 
@@ -131,7 +133,9 @@ std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& 
   const std::string head_module = "lm_head";
   if (packed && packed(head_module))
     check.accept_module(head_module);
-  else if (!spec.tied)
+  else if (spec.tied)
+    check.tolerate(head_module + ".weight");
+  else
     check.need(spec.head, false);
   return check.finish();
 }

@@ -69,7 +69,10 @@ struct RopeSpec {
 struct ModelSpec {
   std::string family;        // "llama"
   std::string model_type;    // as in config.json
-  DType dtype = DType::kBF16;  // of the source weights
+  DType dtype = DType::kBF16;  // of the source weights, as config.json says
+  // False when config.json has neither dtype nor torch_dtype: `describe` then says F32, and the
+  // loader, which sees the tensors, puts the weights' dtype in its place.
+  bool dtype_given = true;
   int64_t vocab = 0, hidden = 0, intermediate = 0;
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   int64_t max_positions = 0;
@@ -150,7 +153,8 @@ const ModelFamily& find_family(const Json& config);
 
 // Checks the checkpoint's tensors against the spec: all present, shapes as config.json implies, dtypes F16/BF16/F32 (one
 // dtype for all linears). Error(kInput) naming up to 10 tensors, found and expected. Tensors the spec does not know are
-// returned (they are copied or dropped by the caller, who says so).
+// returned (they are copied or dropped by the caller, who says so). A tied model's lm_head.weight is known, though unused:
+// it repeats the embedding, so no output takes it along and nothing of it is checked.
 std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint);
 // The same for a checkpoint with quantized linears: those whose module `packed` accepts need no float weight, and all
 // tensors under their module name count as known (their format checks them); biases, norms and the rest are checked.

@@ -113,11 +113,11 @@ std::vector<int64_t> windows_from_layer_types(const ConfigKeys& keys, int64_t wi
 
 std::vector<int64_t> qwen_windows(const ConfigKeys& keys) {
   const bool on = keys.flag_or("use_sliding_window", false);
-  const int64_t window = on ? keys.size_or("sliding_window", 0) : 0;
+  const int64_t window = on ? keys.size_or_off("sliding_window", 4096) : 0;
   if (keys.has("layer_types")) return windows_from_layer_types(keys, window);
   std::vector<int64_t> windows(block_count(keys), 0);
   if (window == 0) return windows;
-  const int64_t first = keys.count("max_window_layers");
+  const int64_t first = keys.has("max_window_layers") ? keys.count("max_window_layers") : 28;
   for (int64_t i = first; i < static_cast<int64_t>(windows.size()); ++i) windows[i] = window;
   return windows;
 }
@@ -129,10 +129,14 @@ ModelSpec describe_decoder(const Json& config, const std::string& family,
   spec.family = family;
   spec.model_type = keys.text_or("model_type", family);
   spec.dtype = parse_dtype(keys);
+  spec.dtype_given = keys.has("dtype") || keys.has("torch_dtype");
   spec.vocab = keys.size("vocab_size");
   spec.hidden = keys.size("hidden_size");
   spec.intermediate = keys.size("intermediate_size");
-  spec.max_positions = keys.size("max_position_embeddings");
+  const char* positions = "max_position_embeddings";
+  spec.max_positions = traits.default_max_positions == 0
+                           ? keys.size(positions)
+                           : keys.size_or(positions, traits.default_max_positions);
   spec.norm_eps = static_cast<float>(keys.positive_or("rms_norm_eps", 1e-6));
   spec.activation = parse_activation(keys);
   spec.tied = keys.flag_or("tie_word_embeddings", traits.tied_by_default);

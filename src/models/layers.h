@@ -21,7 +21,8 @@ namespace bitmill {
 struct DecoderTraits {
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
   bool qk_norm = false;
-  int64_t default_head_dim = 0;  // 0: hidden_size / num_attention_heads
+  int64_t default_head_dim = 0;       // 0: hidden_size / num_attention_heads
+  int64_t default_max_positions = 0;  // 0: max_position_embeddings must be there
   bool tied_by_default = false;
   std::vector<int64_t> windows;  // sliding window of each block, 0: full attention; empty: all full
 };
@@ -35,8 +36,8 @@ int64_t block_count(const ConfigKeys& keys);
 // Windows from layer_types ("full_attention" | "sliding_attention"); `window` is sliding_window, 0
 // where null or off.
 std::vector<int64_t> windows_from_layer_types(const ConfigKeys& keys, int64_t window);
-// Qwen: sliding_window counts only with use_sliding_window, for the blocks from max_window_layers
-// on or as layer_types says.
+// Qwen: sliding_window (4096 when absent, none when null) counts only with use_sliding_window, for
+// the blocks from max_window_layers (28 when absent) on or as layer_types says.
 std::vector<int64_t> qwen_windows(const ConfigKeys& keys);
 
 // A family that is the shared decoder; files of families derive from it.

@@ -13,6 +13,7 @@ class Llama final : public DecoderFamily {
   ModelSpec describe(const Json& config) const override {
     const ConfigKeys keys(config);
     DecoderTraits traits;
+    traits.default_max_positions = 2048;
     traits.qkv_bias = traits.o_bias = keys.flag_or("attention_bias", false);
     traits.mlp_bias = keys.flag_or("mlp_bias", false);
     return describe_decoder(config, name(), traits);

@@ -14,6 +14,7 @@ class Qwen3 final : public DecoderFamily {
   ModelSpec describe(const Json& config) const override {
     const ConfigKeys keys(config);
     DecoderTraits traits;
+    traits.default_max_positions = 32768;
     traits.qkv_bias = traits.o_bias = keys.flag_or("attention_bias", false);
     traits.qk_norm = true;
     traits.default_head_dim = 128;

@@ -165,16 +165,23 @@ EvalResult evaluate(const ModelSource& source, const ModelSource* reference, con
   Sums sums;
   if (comm.rank() == last) sums = score(source, reference, ids, activations, others, backend, dump_logits);
 
-  const Json shared = Json::parse(comm.broadcast(Json{sums.nll, sums.kl, sums.agree}.dump(), last));
+  // As text with every digit, because a NaN must arrive too.
+  const std::string text = comm.broadcast(fmt::format("{:.17g} {:.17g} {:.17g}", sums.nll, sums.kl, sums.agree), last);
+  const size_t one = text.find(' '), two = text.find(' ', one + 1);
+  sums = {std::stod(text), std::stod(text.substr(one)), std::stod(text.substr(two))};
+  if (!std::isfinite(sums.nll) || !std::isfinite(sums.kl))
+    throw AgreedError(Error(ExitCode::kInput,
+                            fmt::format("{}: the logits hold a NaN or infinity: some weights are far out of range",
+                                        source.directory())));
   EvalResult result;
   result.windows = ids.rows();
   result.tokens = ids.rows() * (ids.cols() - 1);
   const double count = static_cast<double>(std::max<int64_t>(1, result.tokens));
-  result.nll = shared.at(0).get<double>() / count;
+  result.nll = sums.nll / count;
   result.perplexity = std::exp(result.nll);
   result.compared = reference != nullptr;
-  result.kl = shared.at(1).get<double>() / count;
-  result.top1 = shared.at(2).get<double>() / count;
+  result.kl = sums.kl / count;
+  result.top1 = sums.agree / count;
   result.seconds = comm.max(watch.seconds());
   return result;
 }

@@ -9,7 +9,11 @@ ModelSource::ModelSource(Json config, Checkpoint checkpoint)
       checkpoint_(std::move(checkpoint)),
       family_(&find_family(config_)),
       spec_(family_->describe(config_)),
-      format_(format_of(config_)) {}
+      format_(format_of(config_)) {
+  // A config without a dtype leaves it to the tensors; the embedding is the one that no format packs.
+  const TensorEntry* embedding = checkpoint_.find(spec_.embedding.name);
+  if (!spec_.dtype_given && embedding != nullptr) spec_.dtype = embedding->dtype;
+}
 
 ModelSource ModelSource::open(const std::string& directory) {
   ModelSource source(read_model_config(directory), Checkpoint::open(directory));

@@ -5,6 +5,7 @@
 #include <map>
 #include <regex>
 
+#include "io/checkpoint.h"
 #include "io/durable.h"
 #include "io/safetensors.h"
 
@@ -19,12 +20,25 @@ void remove_file(const std::string& path) {
   if (error) fail(ExitCode::kOutput, "{} cannot be removed: {}", path, error.message());
 }
 
+// The named files and temporary copies of them that a killed writer left, config.json first: without it nothing passes
+// for a checkpoint.
+void remove_placed(const std::string& path, const std::vector<std::string>& files) {
+  for (auto file = files.rbegin(); file != files.rend(); ++file) remove_file(path + "/" + *file);
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path, error)) {
+    const std::string name = entry.path().filename().string();
+    const size_t mark = name.find(".tmp-");
+    if (mark != std::string::npos && std::find(files.begin(), files.end(), name.substr(0, mark)) != files.end())
+      remove_file(entry.path().string());
+  }
+}
+
 // Only what an earlier run of ours left: the files its manifest names, and its shards.
 void remove_leftovers(const std::string& path) {
   std::error_code error;
   if (!fs::exists(manifest_path(path), error)) return;
   const Manifest manifest = read_manifest(path);
-  for (auto file = manifest.files.rbegin(); file != manifest.files.rend(); ++file) remove_file(path + "/" + *file);
+  remove_placed(path, manifest.files);
   fs::remove_all(path + "/bitmill/shards", error);
   if (error) fail(ExitCode::kOutput, "{}/bitmill/shards cannot be removed: {}", path, error.message());
   for (const char* name : {"layers.csv", "report.json", "report.html", "status.json"})
@@ -40,30 +54,36 @@ void OutputDirectory::prepare(const Plan& plan, const Fingerprint& fingerprint,
   make_directories(path_);
   probe_writable(path_);
   remove_leftovers(path_);
-  make_directories(path_ + "/bitmill/shards");
+  make_directories(path_ + "/bitmill");
   Manifest manifest{"running", fingerprint, plan.files, Json::array()};
   manifest.files.insert(manifest.files.end(), text_files.begin(), text_files.end());
-  write_manifest(path_, manifest);
+  write_manifest(path_, manifest);  // first of all: from here on the directory is known as ours
+  make_directories(path_ + "/bitmill/shards");
+}
+
+int64_t OutputDirectory::write_shard(const ShardPlan& shard, const std::vector<NamedTensor>& tensors) const {
+  std::map<std::string, const NamedTensor*> by_name;
+  for (const NamedTensor& tensor : tensors) by_name[tensor.name] = &tensor;
+  std::vector<NamedView> views;
+  for (const PackedSpec& spec : shard.tensors) {
+    const auto found = by_name.find(spec.name);
+    BITMILL_CHECK(found != by_name.end() && found->second->data.dtype() == spec.dtype &&
+                  found->second->data.shape() == spec.shape);
+    views.push_back({spec.name, found->second->data});
+  }
+  const int64_t bytes = safetensors_file_bytes(views);
+  write_safetensors(shard_path(shard.key), std::move(views));
+  return bytes;
 }
 
 int64_t OutputDirectory::write_shards(const Plan& plan, const std::string& key,
                                       const std::vector<NamedTensor>& tensors) const {
-  std::map<std::string, const NamedTensor*> by_name;
-  for (const NamedTensor& tensor : tensors) by_name[tensor.name] = &tensor;
   size_t written = 0;
   int64_t bytes = 0;
   for (const ShardPlan& shard : plan.shards) {
     if (base_key(shard.key) != key) continue;
-    std::vector<NamedView> views;
-    for (const PackedSpec& spec : shard.tensors) {
-      const auto found = by_name.find(spec.name);
-      BITMILL_CHECK(found != by_name.end() && found->second->data.dtype() == spec.dtype &&
-                    found->second->data.shape() == spec.shape);
-      views.push_back({spec.name, found->second->data});
-    }
-    written += views.size();
-    bytes += safetensors_file_bytes(views);
-    write_safetensors(shard_path(shard.key), std::move(views));
+    bytes += write_shard(shard, tensors);
+    written += shard.tensors.size();
   }
   BITMILL_CHECK(written == tensors.size());
   return bytes;
@@ -112,16 +132,26 @@ void OutputDirectory::write_index(const Plan& plan) const {
 }
 
 void OutputDirectory::commit(const Plan& plan, const Finish& finish) const {
-  if (plan.joined) {
-    join(plan);
-  } else {
-    rename(plan);
-    write_index(plan);
+  try {
+    for (const std::string& name : finish.copied_files)
+      copy_file_durably(finish.source_directory + "/" + name, path_ + "/" + name);
+    for (const auto& [name, content] : finish.text_files) write_file_durably(path_ + "/" + name, content);
+    if (plan.joined) {
+      join(plan);
+    } else {
+      rename(plan);
+      write_index(plan);
+    }
+    write_file_durably(path_ + "/config.json", finish.config_json);
+  } catch (const Error&) {
+    // Nothing partial stays visible. Shards that were renamed go back to where the next try looks for them.
+    for (size_t i = 0; !plan.joined && i < plan.shards.size(); ++i) {
+      std::error_code ignored;
+      fs::rename(path_ + "/" + plan.files[i], shard_path(plan.shards[i].key), ignored);
+    }
+    remove_placed(path_, finish.manifest.files);
+    throw;
   }
-  for (const std::string& name : finish.copied_files)
-    copy_file_durably(finish.source_directory + "/" + name, path_ + "/" + name);
-  for (const auto& [name, content] : finish.text_files) write_file_durably(path_ + "/" + name, content);
-  write_file_durably(path_ + "/config.json", finish.config_json);
   write_manifest(path_, finish.manifest);
   std::error_code error;
   fs::remove_all(path_ + "/bitmill/shards", error);  // the checkpoint is whole; leftovers only cost space
@@ -137,7 +167,8 @@ std::vector<std::string> companion_files(const std::string& model_directory) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(model_directory, error)) {
     const std::string name = entry.path().filename().string();
-    if (entry.is_regular_file(error) && std::regex_match(name, kWanted)) names.push_back(name);
+    if (!entry.is_directory(error) && std::regex_match(name, kWanted) && has_member(model_directory, name))
+      names.push_back(name);
   }
   std::sort(names.begin(), names.end());
   return names;

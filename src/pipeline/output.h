@@ -27,6 +27,9 @@ class OutputDirectory {
   // exactly those the plan lists. Returns bytes written.
   int64_t write_shards(const Plan& plan, const std::string& key, const std::vector<NamedTensor>& tensors) const;
 
+  // One shard of the plan; `tensors` may hold more than it lists.
+  int64_t write_shard(const ShardPlan& shard, const std::vector<NamedTensor>& tensors) const;
+
   // Rank 0, when all ranks' shards are durable: final names or one joined file, index, copied text files, config.json,
   // then the "complete" manifest. Shards are removed at the end.
   struct Finish {

@@ -19,6 +19,7 @@ class EventChannel {
   EventChannel(Communicator& comm, RunObserver& observer) : comm_(comm), observer_(observer) {}
 
   void tell(const LinearEvent& event) {
+    observer_.on_own_linear(event);
     if (comm_.rank() == 0) take(event);
     else comm_.post(to_text(event));
     drain();
@@ -88,11 +89,13 @@ void write_float_shards(const QuantizeJob& job, const RankPlan& mine, Backend& b
   if (!mine.last) return;
   write_tensor(job, "norm", spec.final_norm.name, backend);
   if (!spec.tied) write_tensor(job, "head", spec.head.name, backend);
-  if (job.plan.job.other.empty()) return;
-  std::vector<NamedTensor> others;
-  for (const PackedSpec& other : job.plan.job.other)
-    others.push_back({other.name, job.source.checkpoint().read(other.name)});
-  job.output.write_shards(job.plan, "other", others);
+  for (const ShardPlan& shard : job.plan.shards) {
+    if (!shard.key.starts_with("other")) continue;
+    std::vector<NamedTensor> tensors;  // at most output.shard_size of them at a time
+    for (const PackedSpec& other : shard.tensors)
+      tensors.push_back({other.name, job.source.checkpoint().read(other.name)});
+    job.output.write_shard(shard, tensors);
+  }
 }
 
 Activations first_activations(QuantizeJob& job, const RankPlan& mine, Transport& transport, Backend& backend,

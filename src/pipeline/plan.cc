@@ -33,8 +33,12 @@ std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelS
         find_quantizer(settings.algorithm).check(settings);
         format.check(linear, settings);
       }
-      choices.push_back({linear.module, !settings.skip, settings.bits, settings.group_size, settings.symmetric});
+      ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size, settings.symmetric};
+      choice.act_order = settings.act_order;
+      choices.push_back(std::move(choice));
     }
+  if (std::none_of(choices.begin(), choices.end(), [](const ModuleChoice& c) { return c.quantized; }))
+    fail(ExitCode::kUsage, "quantize.rule: every module is skipped, nothing is left to quantize");
   format.check_model(choices);
   return choices;
 }

@@ -57,12 +57,14 @@ struct RankSummary {
   int64_t peak_resident_bytes = 0;  // of the process (VmHWM)
 };
 
-// Receives a run's events on rank 0, in order of arrival. The only way from pipeline to report.
+// Receives a run's events, all on rank 0 in order of arrival (and its own on every rank). The only way from pipeline to report.
 class RunObserver {
  public:
   virtual ~RunObserver() = default;
   virtual void on_linear(const LinearEvent&) {}
   virtual void on_block(const BlockEvent&) {}
+  // A linear of this rank itself was finished; on every rank, so that a failing one can say where it was.
+  virtual void on_own_linear(const LinearEvent&) {}
   // A step of the whole run began ("calibrate", "gather"), for status.json.
   virtual void on_phase(const std::string&) {}
 };

@@ -20,14 +20,14 @@ std::string fingerprint_digest(const Fingerprint& fingerprint) {
 std::string manifest_path(const std::string& directory) { return directory + "/bitmill/manifest.json"; }
 
 Manifest read_manifest(const std::string& directory) {
-  const Json json = read_json(manifest_path(directory));
   Manifest manifest;
   try {
+    const Json json = read_json(manifest_path(directory));
     json.at("state").get_to(manifest.state);
     json.at("fingerprint").get_to(manifest.fingerprint);
     json.at("files").get_to(manifest.files);
     manifest.layers = json.value("layers", Json::array());
-  } catch (const Json::exception&) {
+  } catch (const std::exception&) {  // our own file: whatever is wrong with it is an output error
     fail(ExitCode::kOutput, "{} is damaged: it must hold state, fingerprint and files; move the directory away",
          manifest_path(directory));
   }
@@ -64,6 +64,22 @@ std::string differing_keys(const Fingerprint& theirs, const Fingerprint& ours) {
   return text;
 }
 
+// A run that died before its manifest: nothing but an empty bitmill/ and temporary files of ours.
+bool only_scaffold(const std::string& directory) {
+  std::error_code error;
+  const auto temporary = [](const fs::path& path) {
+    const std::string name = path.filename().string();
+    return name.find(".tmp-") != std::string::npos || name.starts_with(".bitmill-");
+  };
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory, error)) {
+    if (entry.path().filename() != "bitmill" && !temporary(entry.path())) return false;
+    if (entry.path().filename() != "bitmill") continue;
+    for (const fs::directory_entry& inner : fs::directory_iterator(entry.path(), error))
+      if (!temporary(inner.path())) return false;
+  }
+  return !error;
+}
+
 }  // namespace
 
 OutputState inspect_output(const std::string& directory, const Fingerprint& fingerprint, bool overwrite) {
@@ -74,6 +90,7 @@ OutputState inspect_output(const std::string& directory, const Fingerprint& fing
   const bool empty = fs::is_empty(directory, error);
   if (error) fail(ExitCode::kOutput, "output.path={} cannot be read: {}", directory, error.message());
   if (empty) return OutputState::kFresh;
+  if (only_scaffold(directory)) return OutputState::kFresh;
   if (!fs::exists(manifest_path(directory), error))
     fail(ExitCode::kUsage, "output.path={} is not empty and holds no bitmill/manifest.json: it is not an output of bitmill",
          directory);
@@ -83,7 +100,10 @@ OutputState inspect_output(const std::string& directory, const Fingerprint& fing
   if (!differences.empty())
     fail(ExitCode::kUsage, "output.path={} holds a run with other settings ({}); choose another path or output.overwrite=true",
          directory, differences);
-  return manifest.state == "complete" ? OutputState::kComplete : OutputState::kUnfinished;
+  if (manifest.state != "complete") return OutputState::kUnfinished;
+  for (const std::string& file : manifest.files)
+    if (!fs::exists(directory + "/" + file, error)) return OutputState::kUnfinished;  // somebody removed a part of it
+  return OutputState::kComplete;
 }
 
 }  // namespace bitmill

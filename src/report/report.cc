@@ -47,6 +47,11 @@ void RunReport::on_block(const BlockEvent& event) {
   write_status(directory_, status_);
 }
 
+void RunReport::on_own_linear(const LinearEvent& event) {
+  status_.block = event.block;
+  status_.module = event.record.module;
+}
+
 void RunReport::on_phase(const std::string& phase) {
   status_.phase = phase;
   write_status(directory_, status_);
@@ -65,12 +70,16 @@ void RunReport::failed(const Error& error, int rank) {
   }
 }
 
+void RunReport::write_records(const QuantizeOutcome& outcome, const RunFacts& facts) {
+  write_file_durably(directory_ + "/layers.csv", layers_csv(outcome.linears));
+  write_file_durably(directory_ + "/report.json", report_json(outcome, plan_, facts).dump(1) + "\n");
+}
+
 void RunReport::finish(const QuantizeOutcome& outcome, const RunFacts& facts) {
   bar_.reset();
   info("{}", phase_table(outcome.ranks));
   info("{}", totals_text(outcome, plan_, facts));
-  write_file_durably(directory_ + "/layers.csv", layers_csv(outcome.linears));
-  write_file_durably(directory_ + "/report.json", report_json(outcome, plan_, facts).dump(1) + "\n");
+  write_records(outcome, facts);
   status_.state = "complete";
   status_.phase = "done";
   write_status(directory_, status_);

@@ -45,12 +45,15 @@ class RunReport final : public RunObserver {
   RunReport(std::string directory, const Plan& plan, int64_t linears);
   void on_linear(const LinearEvent& event) override;
   void on_block(const BlockEvent& event) override;
+  void on_own_linear(const LinearEvent& event) override;
   void on_phase(const std::string& phase) override;
 
   // Marks status.json failed with the error's code and message.
   void failed(const Error& error, int rank);
 
-  // Prints the phase table and totals, writes layers.csv and report.json, and marks status.json complete.
+  // Writes layers.csv and report.json: once when the checkpoint is whole, and again when evaluations are known.
+  void write_records(const QuantizeOutcome& outcome, const RunFacts& facts);
+  // Prints the phase table and totals, writes the records, and marks status.json complete.
   void finish(const QuantizeOutcome& outcome, const RunFacts& facts);
 
  private:

@@ -67,7 +67,8 @@ TEST_P(Hessian, HandChecked) {
 
 TEST_P(Hessian, UpdateMatchesDefinition) {
   for (auto [tokens, n] :
-       {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {70, 128}, {33, 300}, {700, 131}}) {
+       {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {33, 17}, {70, 128}, {33, 300}, {700, 131},
+        {2047, 130}, {2081, 33}}) {
     const Values x = random(tokens * n, 1);
     Tensor xs = up(compute(), {tokens, n}, x), h = zero_hessian(DType::kF32, n);
     backend().hessian_update(xs, h);

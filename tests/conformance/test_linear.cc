@@ -58,6 +58,15 @@ TEST_P(Linear, ShapesAroundTileEdges) {
   check(2, 1, 130, {});
 }
 
+// A backend may add up a long input slice by slice.
+TEST_P(Linear, InputsWiderThanASlice) {
+  check(33, 2048, 17, {});
+  check(33, 2049, 17, {});  // the second slice is one column
+  check(31, 2080, 48, {.bias = true});
+  check(40, 4130, 80, {.residual = true});
+  check(19, 6145, 33, {.bias = true, .residual = true, .in_place = true});
+}
+
 TEST_P(Linear, BiasAndResidual) {
   check(270, 70, 90, {.bias = true});
   check(270, 70, 90, {.residual = true});

@@ -95,9 +95,9 @@ TEST(Options, EveryBooleanSpelling) {
 }
 
 TEST(Options, EmptyValueClearsAFilesValue) {
-  const ConfigFile file("[run]\nmax_time=2h\n");
-  EXPECT_EQ(quantize({file.path()}).run.max_time, "2h");
-  EXPECT_EQ(quantize({file.path(), "--run.max_time="}).run.max_time, "");
+  const ConfigFile file("[evaluate]\nreference=float\n");
+  EXPECT_EQ(quantize({file.path()}).evaluate.reference, "float");
+  EXPECT_EQ(quantize({file.path(), "--evaluate.reference="}).evaluate.reference, "");
 }
 
 TEST(Options, WindowsLineEndsAreFine) {
@@ -188,7 +188,9 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"quantize.untie", "on", "not in this version"},
         BadValue{"quantize.min_expert_tokens", "-1", ">= 0"},
         BadValue{"quantize.algorithm", "", "an algorithm"},
-        BadValue{"calibration.samples", "-1", ">= 0"},
+        BadValue{"calibration.samples", "-1", "from 0 to 100000000"},
+        BadValue{"calibration.samples", "100000001", "from 0 to 100000000"},
+        BadValue{"calibration.sequence_length", "100000001", "from 0 to 100000000"},
         BadValue{"propagation.mode", "full", "not in this version; expected quantized"},
         BadValue{"output.shard_size", "0", "above 0"},
         BadValue{"output.shard_size", "5 GB", "a size such as"},
@@ -207,6 +209,13 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"run.checkpoint", "0 blocks", "N blocks"},
         BadValue{"run.checkpoint", "3 rocks", "N blocks"},
         BadValue{"run.watchdog", "0s", "above 0"},
+        BadValue{"run.share_gpu", "maybe", "true or false"},
+        BadValue{"run.max_time", "2h", "not in this version; expected empty"},
+        BadValue{"run.checkpoint", "off", "not in this version; expected 60s"},
+        BadValue{"run.checkpoint", "3 blocks", "not in this version; expected 60s"},
+        BadValue{"run.watchdog", "1h", "not in this version; expected 300s"},
+        BadValue{"run.share_gpu", "on", "not in this version; expected false"},
+        BadValue{"run.break_lock", "true", "not in this version; expected false"},
         BadValue{"run.verify_input", "slow", "fast or full"}));
 
 TEST(Options, BadValueInAFileNamesTheFile) {
@@ -218,11 +227,13 @@ TEST(Options, BadValueInAFileNamesTheFile) {
 TEST(Options, ValuesThatAreOnOffer) {
   const RunOptions o =
       quantize({"--quantize.damp=0", "--run.stage_width=1", "--run.resume=never",
-                "--run.checkpoint=3 blocks", "--run.device_memory=80GB", "--run.max_time=1:30:00",
-                "--run.threads=2", "--run.watchdog=5m", "--run.compute=bfloat16",
-                "--quantize.act_order=none", "--output.format=anything", "--evaluate.reference="});
+                "--run.checkpoint=60s", "--run.device_memory=80GB", "--run.max_time=",
+                "--run.share_gpu=no", "--calibration.samples=100000000", "--run.threads=2",
+                "--run.watchdog=5m", "--run.compute=bfloat16", "--quantize.act_order=none",
+                "--output.format=anything", "--evaluate.reference="});
   EXPECT_EQ(o.quantize.damp, 0);
-  EXPECT_EQ(o.run.checkpoint, "3 blocks");
+  EXPECT_EQ(o.run.checkpoint, "60s");
+  EXPECT_EQ(o.calibration.samples, 100'000'000);
   EXPECT_EQ(o.run.watchdog, 300);
   EXPECT_EQ(o.run.compute, Compute::kBFloat16);
   EXPECT_EQ(o.quantize.act_order, ActOrder::kNone);
@@ -244,6 +255,10 @@ TEST(Options, ExtraOptionsBelongToTheirCommands) {
   EXPECT_THAT(refusal({"quantize", "--strict"}),
               AllOf(HasSubstr("--strict"), HasSubstr("'verify'"), HasSubstr("'quantize'")));
   EXPECT_THAT(refusal({"plan", "--ranks=0"}), HasSubstr("--ranks: found '0'"));
+  EXPECT_EQ(parse({"plan", "--ranks=1000000"}).options.extra.ranks, 1'000'000);
+  for (const char* option : {"--ranks", "--ranks_per_node"})
+    EXPECT_THAT(refusal({"plan", option, "1000001"}),
+                AllOf(HasSubstr(option), HasSubstr("from 1 to 1000000")));
   EXPECT_THAT(refusal({"verify", "DIR", "--strict=yes"}), HasSubstr("takes no value"));
   EXPECT_THAT(refusal({"quantize", "--json"}), HasSubstr("--json needs a value"));
   EXPECT_THAT(refusal({"quantize", "--json", "--quantize.bits=3"}),
@@ -383,7 +398,7 @@ TEST(OptionTable, TheEchoIsAConfigFileThatGivesTheSameOptions) {
   const RunOptions o =
       quantize({"--quantize.bits=3", "--output.shard_size=1500", "--quantize.damp=0.013",
                 "--quantize.rule=b\\x23 bits=8", "--quantize.rule=.* mse=1",
-                "--run.max_time=1:00:00", "--model.path=/a b/c"});
+                "--run.threads=3", "--model.path=/a b/c"});
   const std::string echo = effective_config(o, false);
   EXPECT_THAT(echo, HasSubstr("output.shard_size = 1500B\n"));
   const ConfigFile file(echo);
@@ -394,14 +409,14 @@ TEST(OptionTable, NumericEchoIgnoresPlacesAndMachines) {
   const std::string plain = effective_config(RunOptions{}, true);
   EXPECT_EQ(effective_config(
                 quantize({"--model.path=/x", "--output.path=/y", "--run.threads=3",
-                          "--run.backend=cpu", "--output.shard_size=1MB", "--report.html=false",
-                          "--evaluate.after=true", "--run.watchdog=1h"}),
+                          "--run.backend=cpu", "--report.html=false", "--evaluate.after=true",
+                          "--run.verify_input=full"}),
                 true),
             plain);
   for (const char* change :
        {"--quantize.bits=3", "--quantize.rule=a bits=3", "--run.compute=float32",
         "--run.reduction_lanes=16", "--run.microbatch_tokens=512", "--calibration.samples=64",
-        "--output.format=gptq_v2"})
+        "--output.format=gptq_v2", "--output.shard_size=1MB"})
     EXPECT_NE(effective_config(quantize({change}), true), plain) << change;
 }
 

@@ -129,7 +129,7 @@ TEST(Durable, ProbeLeavesNothing) {
   EXPECT_EQ(files_in(dir.path()), 0u);
 }
 
-TEST(Durable, CopyRenameAppendDirectories) {
+TEST(Durable, CopyRenameDirectories) {
   const TemporaryDirectory dir;
   make_directories(dir.file("x/y/z/"));
   make_directories(dir.file("x/y/z"));
@@ -142,9 +142,6 @@ TEST(Durable, CopyRenameAppendDirectories) {
   rename_durably(dir.file("x/to"), dir.file("x/y/moved"));
   EXPECT_FALSE(fs::exists(dir.file("x/to")));
   EXPECT_EQ(read_bytes(dir.file("x/y/moved")), bytes);
-  append_line_durably(dir.file("log"), "one");
-  append_line_durably(dir.file("log"), "two");
-  EXPECT_EQ(read_bytes(dir.file("log")), "one\ntwo\n");
   expect_error([&] { rename_durably(dir.file("nothing"), dir.file("b")); }, ExitCode::kOutput,
                {"nothing", "No such file"});
   expect_error([&] { copy_file_durably(dir.file("nothing"), dir.file("b")); }, ExitCode::kOutput,
@@ -191,28 +188,18 @@ TEST(Durable, FileSizeLimitIsAnOutputErrorAndTheTemporaryIsGone) {
   EXPECT_EQ(files_in(dir.path()), 0u);
 }
 
-TEST(Durable, AFailedAppendLeavesNoTornLine) {
+// Locks belong to open files, so two of them meet in one process as two jobs would.
+TEST(OutputLock, ASecondWriterIsRefusedUntilTheFirstIsGone) {
   const TemporaryDirectory dir;
-  const std::string path = dir.file("log");
-  append_line_durably(path, "first");
-  EXPECT_EQ(run_with_file_limit(16,
-                                [&] {
-                                  return check_too_large(
-                                      [&] { append_line_durably(path, std::string(100, 'x')); },
-                                      path);
-                                }),
-            0);
-  EXPECT_EQ(read_bytes(path), "first\n");
-}
-
-// /dev/full answers every write with ENOSPC, but cannot be renamed over: only the message of the
-// append is checked.
-TEST(Durable, FullDeviceNamesPathAndReason) {
-  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full here";
-  const TemporaryDirectory dir;
-  fs::create_symlink("/dev/full", dir.file("full"));
-  expect_error([&] { append_line_durably(dir.file("full"), "x"); }, ExitCode::kOutput,
-               {"/full", "No space left on device", "bytes free"});
+  OutputLock second;
+  {
+    OutputLock first;
+    first.take(dir.file("out"));
+    expect_error([&] { second.take(dir.file("out")); }, ExitCode::kOutput,
+                 {"out", "another bitmill process"});
+  }
+  OutputLock third;
+  EXPECT_NO_THROW(third.take(dir.file("out")));
 }
 
 }  // namespace

@@ -117,8 +117,38 @@ TEST(Describe, DefaultsAndNulls) {
   EXPECT_EQ(spec.head_dim, 32);
   EXPECT_EQ(spec.dtype, DType::kF16);
   EXPECT_FLOAT_EQ(spec.norm_eps, 1e-6f);
-  config.erase("dtype");
+}
+
+TEST(Describe, DtypeIsGivenInEitherSpellingOrNotAtAll) {
+  Json config = llama();
+  EXPECT_TRUE(describe(config).dtype_given);
+  config.erase("torch_dtype");
   EXPECT_EQ(describe(config).dtype, DType::kF32);
+  EXPECT_FALSE(describe(config).dtype_given);
+  config["dtype"] = nullptr;
+  EXPECT_FALSE(describe(config).dtype_given);
+  config["dtype"] = "float32";
+  EXPECT_TRUE(describe(config).dtype_given);
+}
+
+TEST(Describe, FamilyDefaultsOfAbsentKeys) {
+  struct Case {
+    const char *architecture, *model_type;
+    int64_t max_positions;
+  };
+  for (const Case& item : {Case{"LlamaForCausalLM", "llama", 2048},
+                           Case{"MistralForCausalLM", "mistral", 131072},
+                           Case{"Qwen2ForCausalLM", "qwen2", 32768},
+                           Case{"Qwen3ForCausalLM", "qwen3", 32768}}) {
+    Json config = of(item.architecture, item.model_type);
+    for (const char* key : {"max_position_embeddings", "rms_norm_eps", "rope_theta"})
+      config.erase(key);
+    const ModelSpec spec = describe(config);
+    EXPECT_EQ(spec.max_positions, item.max_positions) << item.model_type;
+    EXPECT_EQ(spec.rope.max_positions, item.max_positions) << item.model_type;
+    EXPECT_FLOAT_EQ(spec.norm_eps, 1e-6f) << item.model_type;
+    EXPECT_EQ(spec.rope.theta, 10000) << item.model_type;
+  }
 }
 
 TEST(Describe, LlamaBiases) {
@@ -138,7 +168,7 @@ TEST(Describe, TiedHeadIsTheEmbedding) {
 TEST(Describe, MistralWindowIsNullableAndHoldsForAllBlocks) {
   Json config = of("MistralForCausalLM", "mistral");
   config["head_dim"] = 64;
-  EXPECT_THAT(windows(describe(config)), ElementsAre(0, 0, 0));
+  EXPECT_THAT(windows(describe(config)), ElementsAre(4096, 4096, 4096));
   config["sliding_window"] = nullptr;
   EXPECT_THAT(windows(describe(config)), ElementsAre(0, 0, 0));
   config["sliding_window"] = 12;
@@ -162,6 +192,26 @@ TEST(Describe, Qwen2WindowsAndBiases) {
   for (int i = 0; i < 7; ++i) EXPECT_EQ(describe(config).blocks[0].linears[i].bias, i < 3) << i;
 }
 
+TEST(Describe, QwenWindowDefaults) {
+  for (const Json& base : {of("Qwen2ForCausalLM", "qwen2"), of("Qwen3ForCausalLM", "qwen3")}) {
+    Json config = base;
+    config["num_hidden_layers"] = 30;
+    config["sliding_window"] = 16;
+    config["use_sliding_window"] = true;  // max_window_layers absent: 28
+    std::vector<int64_t> expected(30, 0);
+    expected[28] = expected[29] = 16;
+    EXPECT_EQ(windows(describe(config)), expected);
+    config.erase("sliding_window");
+    expected[28] = expected[29] = 4096;
+    EXPECT_EQ(windows(describe(config)), expected);
+    config["sliding_window"] = nullptr;
+    EXPECT_EQ(windows(describe(config)), std::vector<int64_t>(30, 0));
+    config.erase("sliding_window");
+    config["use_sliding_window"] = false;
+    EXPECT_EQ(windows(describe(config)), std::vector<int64_t>(30, 0));
+  }
+}
+
 TEST(Describe, Qwen3NormsAndHeadDim) {
   const ModelSpec spec = describe(of("Qwen3ForCausalLM", "qwen3"));
   EXPECT_EQ(spec.head_dim, 128);
@@ -173,7 +223,7 @@ TEST(Describe, Qwen3NormsAndHeadDim) {
 
 TEST(Describe, MissingKeysAreNamed) {
   for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                          "num_attention_heads", "max_position_embeddings"}) {
+                          "num_attention_heads"}) {
     Json config = llama();
     config.erase(key);
     EXPECT_EQ(refusal(config), std::string("config.json: the key ") + key + " is missing");
@@ -218,6 +268,8 @@ TEST(Describe, LayerTypesAreChecked) {
   EXPECT_THAT(refusal(config),
               HasSubstr("layer_types has 1 entries, expected num_hidden_layers 3"));
   config["layer_types"] = {"full_attention", "full_attention", "sliding_attention"};
+  EXPECT_THAT(windows(describe(config)), ElementsAre(0, 0, 4096));
+  config["sliding_window"] = nullptr;
   EXPECT_THAT(refusal(config), HasSubstr("but sliding_window is off"));
   config["layer_types"] = {"full_attention", "full_attention", "chunked_attention"};
   EXPECT_THAT(refusal(config), HasSubstr("layer_types holds \"chunked_attention\""));

@@ -98,6 +98,33 @@ TEST(CompanionFiles, TokenizerAndLicenceComeAlongWeightsAndCodeDoNot) {
                                                                       "tokenizer.json", "tokenizer_config.json"}));
 }
 
+TEST(CompanionFiles, ALinkOutOfTheModelIsRefused) {
+  testing::TemporaryDirectory model;
+  fs::create_symlink("/etc/hostname", model.file("tokenizer_config.json"));
+  try {
+    companion_files(model.path());
+    FAIL() << "a foreign file would be copied into the output";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kInput);
+    EXPECT_NE(std::string(error.what()).find("tokenizer_config.json"), std::string::npos);
+  }
+}
+
+// The text file cannot be placed (its name is a directory in the way): nothing of a checkpoint may stay visible.
+TEST_P(OutputTest, AFailedCommitLeavesNothingVisible) {
+  std::ofstream(source_.file("tokenizer.json")) << "{}";
+  write_all();
+  fs::create_directories(output_.path() + "/config.json/in-the-way");
+  OutputDirectory::Finish failing = finish();
+  failing.manifest.files = plan_.files;
+  failing.manifest.files.insert(failing.manifest.files.end(), {"tokenizer.json", "notes.txt", "model.safetensors.index.json"});
+  EXPECT_THROW(output_.commit(plan_, failing), Error);
+  for (const char* name : {"model.safetensors", "model-00001-of-00003.safetensors", "model.safetensors.index.json",
+                           "tokenizer.json", "notes.txt"})
+    EXPECT_FALSE(fs::exists(output_.path() + "/" + name)) << name;
+  EXPECT_TRUE(fs::exists(output_.path() + "/bitmill/shards/norm.safetensors"));
+}
+
 TEST(CutShards, GreedyInKeyOrder) {
   const std::vector<PackedSpec> tensors{{"a", DType::kU8, {4}}, {"b", DType::kU8, {4}}, {"c", DType::kU8, {20}},
                                         {"d", DType::kU8, {1}}};

@@ -110,6 +110,11 @@ TEST_F(PlanTest, SettingsThatCannotBeStoredAreRefused) {
   EXPECT_THROW(plan(1), Error);
 }
 
+TEST_F(PlanTest, SkippingEveryModuleIsRefused) {
+  options_.quantize.rules.push_back({".* skip=true", [](const std::string&) { return true; }, {{"skip", "true"}}});
+  EXPECT_THROW(plan(1), Error);
+}
+
 TEST_F(PlanTest, TextAndJsonHoldTheNumbers) {
   const Plan p = plan(2);
   EXPECT_EQ(plan_json(p).at("output_bytes"), p.output_bytes);

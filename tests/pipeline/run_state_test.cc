@@ -29,6 +29,7 @@ class OutputStateTest : public ::testing::Test {
  protected:
   void finish(const std::string& state) {
     fs::create_directories(out_ + "/bitmill");
+    for (const char* name : {"model.safetensors", "config.json"}) std::ofstream(out_ + "/" + name) << name;
     write_manifest(out_, {state, settings_, {"model.safetensors", "config.json"}, Json::array()});
   }
   testing::TemporaryDirectory directory_;
@@ -54,6 +55,20 @@ TEST_F(OutputStateTest, CompleteWithTheSameSettings) {
   finish("complete");
   EXPECT_EQ(inspect_output(out_, settings_, false), OutputState::kComplete);
   EXPECT_EQ(inspect_output(out_, settings_, true), OutputState::kUnfinished);
+}
+
+TEST_F(OutputStateTest, CompleteNeedsAllFiles) {
+  finish("complete");
+  fs::remove(out_ + "/model.safetensors");
+  EXPECT_EQ(inspect_output(out_, settings_, false), OutputState::kUnfinished);
+}
+
+TEST_F(OutputStateTest, ARunThatDiedBeforeItsManifestLeavesAFreshDirectory) {
+  fs::create_directories(out_ + "/bitmill");
+  std::ofstream(out_ + "/bitmill/manifest.json.tmp-1-2") << "{";
+  EXPECT_EQ(inspect_output(out_, settings_, false), OutputState::kFresh);
+  fs::create_directories(out_ + "/bitmill/mine");
+  EXPECT_THROW(inspect_output(out_, settings_, false), Error);
 }
 
 TEST_F(OutputStateTest, UnfinishedIsOurs) {

@@ -7,6 +7,7 @@
 //   B tile: 16 rows of pairs, element (p, 2 j + h) = B[32 s + 2 p + h][16 b + j]
 //   A tile: 16 rows,          element (i, t)       = A[16 b + i][32 s + t]
 // The two are 32-bit transposes of each other. Summation order per element: ascending k, fixed by the instruction.
+// bf16 products are exact, but TDPBF16PS takes subnormal operands (magnitude below 2^-126) as zero.
 #pragma once
 
 #include <cstdint>
