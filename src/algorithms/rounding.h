@@ -16,9 +16,11 @@ struct GridTensors {
 void check_weight(const LinearProblem& problem, Backend& backend);
 // Uninitialised grids of the right shapes with column_group = column / group_size.
 GridTensors make_grids(const LinearProblem& problem);
-// Grids of `weight` (the problem's, or a copy with dead columns zeroed). Error(kInput) for a scale
+// Grids of `weight` (the problem's, or a copy with dead columns zeroed), their ranges searched
+// where `columns` is not empty. Error(kInput) for a scale
 // beyond its stored type.
-GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight, Backend& backend);
+GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight,
+                              const ColumnStatsView& columns, Backend& backend);
 // Error(kInput) naming module and stored type.
 [[noreturn]] void fail_scale(const LinearProblem& problem);
 GridOptions grid_options(const LinearProblem& problem);

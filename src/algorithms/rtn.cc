@@ -105,10 +105,11 @@ GridTensors make_grids(const LinearProblem& problem) {
   return grids;
 }
 
-GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight, Backend& backend) {
+GridTensors fit_problem_grids(const LinearProblem& problem, TensorView weight,
+                              const ColumnStatsView& columns, Backend& backend) {
   GridTensors grids = make_grids(problem);
-  if (!backend.fit_grids(weight, grid_options(problem), problem.settings.group_size, grids.scales,
-                         grids.zeros)) {
+  if (!backend.fit_grids(weight, grid_options(problem), problem.settings.group_size, columns,
+                         grids.scales, grids.zeros)) {
     fail_scale(problem);
   }
   return grids;
@@ -156,7 +157,7 @@ QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hes
                                 Backend& backend) {
   QuantizeResult result;
   result.record = start_record(problem, hessian);
-  GridTensors grids = fit_problem_grids(problem, problem.weight, backend);
+  GridTensors grids = fit_problem_grids(problem, problem.weight, {}, backend);
   Tensor codes = backend.allocate(DType::kU8, problem.weight.shape);
   backend.round_to_grid(problem.weight, grids.scales, grids.zeros, grids.column_group,
                         problem.settings.bits, codes);

@@ -58,6 +58,12 @@ int64_t hessian_elements(int64_t n);
 // Offset of tile (I, J), J <= I.
 int64_t hessian_tile_offset(int64_t n, int64_t tile_row, int64_t tile_col);
 
+// What a solver knows about the columns of a weight, for the range search of a grid (core/grid.h, ColumnStats). Both
+// F32/F64 [n] of the weight's type in host memory, by original column; empty: no search.
+struct ColumnStatsView {
+  TensorView importance, noise;
+};
+
 // Result of `factorize`.
 struct FactorState {
   bool ok = false;
@@ -81,6 +87,7 @@ struct SweepItem {
   bool refit_grids = false;
   int64_t group_size = -1;  // refit_grids only
   GridOptions grid;         // refit_grids only; grid.bits == bits
+  ColumnStatsView columns;  // refit_grids only
 };
 
 class Backend {
@@ -156,12 +163,17 @@ class Backend {
   // In-place lower Cholesky of the lower triangle of a [n, n] (F32/F64), tiled. A non-positive or non-finite pivot is a
   // returned state, and `a` is then undefined.
   virtual FactorState factorize(TensorView a) = 0;
+  // variance[k] (factor's type, [n], host) = sum_{j > k} (L_jj (L^-1)_jk)^2: by how much independent rounding errors of
+  // unit variance at the positions solved before k spread t_k (docs/algorithms.md). Estimated with 256 fixed sign
+  // vectors, so a relative standard deviation of 9% is in it; the same on every machine and for any number of threads.
+  virtual void feedback_variance(TensorView factor, TensorView variance) = 0;
 
   // Grids of weight [rows, cols] F32/F64: one per row and group of `group_size` consecutive columns (-1: whole row; the
   // last group may be shorter). scales, zeros out: same type as weight, [rows, groups]. core/grid.h has the arithmetic.
-  // Returns false when a scale does not fit its stored type (beyond fp16); scales are then undefined.
-  virtual bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
-                         TensorView zeros) = 0;
+  // `columns` turns the range search on. Returns false when a scale does not fit its stored type (beyond fp16); scales
+  // are then undefined.
+  virtual bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
+                         const ColumnStatsView& columns, TensorView scales, TensorView zeros) = 0;
   // codes U8 [rows, cols] = clamp(round(w / scale) + zero, 0, maxq) with column_group I32 [cols].
   virtual void round_to_grid(TensorView weight, TensorView scales, TensorView zeros, TensorView column_group,
                              int bits, TensorView codes) = 0;

@@ -88,7 +88,7 @@ double nearest_error(const Tensor& w, const QuantizedLinear& q, Backend& backend
   Tensor columns(DType::kI32, {w.cols()}), codes(DType::kU8, w.shape());
   for (int64_t i = 0; i < w.cols(); ++i)
     columns.as<int32_t>()[i] = q.group_size == -1 ? 0 : static_cast<int32_t>(i / q.group_size);
-  if (!backend.fit_grids(w, {q.bits, q.symmetric, false, DType::kF32}, q.group_size, scales, zeros))
+  if (!backend.fit_grids(w, {q.bits, q.symmetric, false, DType::kF32}, q.group_size, {}, scales, zeros))
     return 0;
   backend.round_to_grid(w, scales, zeros, columns, q.bits, codes);
   backend.synchronize();

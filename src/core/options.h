@@ -28,6 +28,7 @@ struct QuantizeSettings {
   bool symmetric = true;
   ActOrder act_order = ActOrder::kStatic;
   bool mse = false;
+  bool range_search = true;  // group ranges by expected error under the Hessian; mse goes before it
   int64_t block_size = 128;  // columns per lazy update of the sweep
   double damp = 0.002;       // fraction of mean(diag H)
   double damp_step = 10;     // ladder factor after a failed factorization

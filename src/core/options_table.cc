@@ -175,7 +175,10 @@ void add_grid_rows(Rows& rows) {
                   "-", kNumeric, kBoth,
                   "static: columns with large activations first, groups stay where they are"});
   rows.push_back({"quantize.mse", boolean(at(q, &Settings::mse)), "-", kNumeric, kBoth,
-                  "search 80 shrunk ranges for the smallest rounding error"});
+                  "search 80 shrunk ranges for the smallest rounding error of the weights"});
+  rows.push_back({"quantize.range_search", boolean(at(q, &Settings::range_search)), "-", kNumeric,
+                  kBoth,
+                  "search 30 shrunk ranges for the smallest error expected under the Hessian"});
 }
 
 void add_solver_rows(Rows& rows) {

@@ -20,6 +20,7 @@ QuantizeSettings settings(ActOrder order, int64_t group_size, int bits = 4,
   s.bits = bits;
   s.damp = 0.01;  // the ladder's tests count its steps
   s.symmetric = symmetric;
+  s.range_search = false;  // has its own tests
   return s;
 }
 
@@ -330,6 +331,29 @@ TEST_F(GptqTest, SymmetricZerosAreTheMiddle) {
   for (int64_t i = 0; i < result.linear.zeros.elements(); ++i)
     EXPECT_EQ(result.linear.zeros.as<uint8_t>()[i], 4);
 }
+
+// Uneven inputs make some columns count far more than others.
+class RangeSearch : public GptqTest, public ::testing::WithParamInterface<ActOrder> {};
+
+TEST_P(RangeSearch, LowersTheLayerError) {
+  for (int bits : {2, 3, 4}) {
+    QuantizeSettings s = settings(GetParam(), 32, bits);
+    const double plain = run(s).record.error;
+    s.range_search = true;
+    EXPECT_LT(run(s).record.error, plain) << bits << " bits";
+  }
+}
+
+TEST_P(RangeSearch, IsOffWithMse) {
+  QuantizeSettings s = settings(GetParam(), 32, 3);
+  s.mse = true;
+  const QuantizeResult plain = run(s);
+  s.range_search = true;
+  EXPECT_EQ(bytes_of(run(s).linear.codes), bytes_of(plain.linear.codes));
+}
+
+INSTANTIATE_TEST_SUITE_P(Orders, RangeSearch,
+                         ::testing::Values(ActOrder::kNone, ActOrder::kStatic, ActOrder::kDynamic));
 
 }  // namespace
 }  // namespace bitmill

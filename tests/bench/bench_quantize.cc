@@ -68,7 +68,7 @@ void bench_sweep(benchmark::State& state) {
   for (int64_t c = 0; c < n; ++c) order.as<int32_t>()[c] = static_cast<int32_t>((c * 5 + 3) % n);
   SweepItem item;
   item.grid = {4, true, false, DType::kF16};
-  backend->fit_grids(weight, item.grid, 128, scales, zeros);
+  backend->fit_grids(weight, item.grid, 128, {}, scales, zeros);
   item.weight = weight, item.scales = scales, item.zeros = zeros, item.column_group = column_group;
   item.codes = codes, item.row_loss = loss;
   item.refit_grids = state.range(2) != 0;
@@ -88,13 +88,19 @@ void bench_fit_grids(benchmark::State& state) {
   const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, kThreads});
   const Tensor weight = random_tensor({2048, 2048}, 3);
   Tensor scales(DType::kF32, {2048, 16}), zeros(DType::kF32, {2048, 16});
-  const GridOptions options{4, false, state.range(0) != 0, DType::kF16};
+  Tensor importance(DType::kF32, {2048}), noise(DType::kF32, {2048});
+  std::fill_n(importance.as<float>(), 2048, 1.0F);
+  std::fill_n(noise.as<float>(), 2048, 0.5F);
+  const ColumnStatsView columns =
+      state.range(0) == 2 ? ColumnStatsView{importance, noise} : ColumnStatsView{};
+  const GridOptions options{4, false, state.range(0) == 1, DType::kF16};
   for (auto _ : state)
-    benchmark::DoNotOptimize(backend->fit_grids(weight, options, 128, scales, zeros));
+    benchmark::DoNotOptimize(backend->fit_grids(weight, options, 128, columns, scales, zeros));
   state.counters["GB/s"] = benchmark::Counter(static_cast<double>(weight.bytes()) * 1e-9,
                                               benchmark::Counter::kIsIterationInvariantRate);
 }
-BENCHMARK(bench_fit_grids)->Arg(0)->Arg(1)->UseRealTime()->Unit(benchmark::kMillisecond);
+// 0: range of the weights, 1: mse search, 2: range search with column statistics.
+BENCHMARK(bench_fit_grids)->Arg(0)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace
 }  // namespace bitmill

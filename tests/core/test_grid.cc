@@ -143,5 +143,59 @@ TYPED_TEST(GridTest, MseTakesTheFirstOfEquals) {
   EXPECT_EQ(fit(w, options).scale, T(1));
 }
 
+// 200 weights at 0.5 and one at 3, 2 bits asymmetric, so that a range shrunk by p has scale p.
+template <typename T>
+struct Outlier {
+  std::vector<T> w = std::vector<T>(201, T(0.5)), importance = std::vector<T>(201, T(1)),
+                 noise = std::vector<T>(201, T(0)), spread = std::vector<T>(201);
+  Outlier() { w.back() = 3; }
+  T scale(const GridOptions& options = exact(2, false)) {
+    return fit_grid(w.data(), 201, options, {importance.data(), noise.data()}, spread.data()).scale;
+  }
+};
+
+// 0.5 is a value of the grid at p = 0.5 alone (0.25 is not tried).
+TYPED_TEST(GridTest, RangeSearchForgetsAColumnWithoutImportance) {
+  Outlier<TypeParam> group;
+  group.importance.back() = 0;
+  EXPECT_NEAR(group.scale(), 0.5, 1e-6);
+  group.importance.back() = 1e6;
+  EXPECT_EQ(group.scale(), TypeParam(1));
+}
+
+// With errors weighted alike: 200 (p - 0.5)^2 + (3 - 3p)^2 is least at p = 0.5 + 4.5 / 209 = 0.5215;
+// p = 0.52 is the nearest candidate.
+TYPED_TEST(GridTest, RangeSearchWeighsSquaredErrors) {
+  EXPECT_NEAR(Outlier<TypeParam>().scale(), 0.52, 1e-6);
+}
+
+// Values that feedback will spread over many steps need the whole range.
+TYPED_TEST(GridTest, RangeSearchLeavesRoomForNoise) {
+  Outlier<TypeParam> group;
+  group.importance.back() = 0;
+  group.noise.assign(201, TypeParam(4));
+  EXPECT_EQ(group.scale(), TypeParam(1));
+}
+
+TYPED_TEST(GridTest, MseGoesBeforeTheRangeSearch) {
+  Outlier<TypeParam> group;
+  GridOptions options = exact(2, false);
+  options.mse = true;
+  EXPECT_NEAR(group.scale(options), 0.56, 1e-6);
+}
+
+// The rule is exact for a grid so fine that the error is the same everywhere, and its partial sums
+// take every count.
+TYPED_TEST(GridTest, ExpectedErrorAddsUp) {
+  using T = TypeParam;
+  const Grid<T> grid{T(1), T(0)};
+  for (int64_t count : {1, 15, 16, 17, 40}) {
+    const std::vector<T> w(count, T(1.25)), importance(count, T(2)), spread(count, T(1));
+    // x = 1.25, 0.25, 2.25: each a quarter away; six times the rule.
+    EXPECT_EQ(expected_error(w.data(), importance.data(), spread.data(), count, grid, T(3)),
+              T(6 * 2 * count) / 16);
+  }
+}
+
 }  // namespace
 }  // namespace bitmill

@@ -316,7 +316,7 @@ TEST(Rules, ARuleWithoutKeysShieldsFromLaterOnes) {
 TEST(Rules, EveryKeyOfTheSettings) {
   const RunOptions o =
       quantize({"--quantize.rule=a algorithm=rtn bits=2 group_size=32 symmetric=0 "
-                "act_order=none mse=1 block_size=64 damp=0.5 damp_step=2 damp_max=2 "
+                "act_order=none mse=1 range_search=0 block_size=64 damp=0.5 damp_step=2 damp_max=2 "
                 "on_failed=fail skip=yes"});
   const QuantizeSettings s = o.settings_for("a");
   EXPECT_EQ(s.algorithm, "rtn");
@@ -325,6 +325,7 @@ TEST(Rules, EveryKeyOfTheSettings) {
   EXPECT_FALSE(s.symmetric);
   EXPECT_EQ(s.act_order, ActOrder::kNone);
   EXPECT_TRUE(s.mse);
+  EXPECT_FALSE(s.range_search);
   EXPECT_EQ(s.block_size, 64);
   EXPECT_EQ(s.damp, 0.5);
   EXPECT_EQ(s.damp_step, 2);

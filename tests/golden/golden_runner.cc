@@ -48,6 +48,7 @@ QuantizeSettings settings_of(const Json& options, const std::string& algorithm) 
   s.group_size = options.value("group_size", -1);
   s.symmetric = options.value("sym", true);
   s.mse = options.value("mse", false);
+  s.range_search = false;  // the reference has no such search
   s.block_size = options.value("blocksize", 128);
   s.damp = options.value("percdamp", 0.01);
   s.on_failed = OnFailed::kFail;

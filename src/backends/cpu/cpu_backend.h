@@ -50,8 +50,9 @@ class CpuBackend final : public Backend {
                       TensorView out) override;
 
   FactorState factorize(TensorView a) override;
+  void feedback_variance(TensorView factor, TensorView variance) override;
   bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
-                 TensorView scales, TensorView zeros) override;
+                 const ColumnStatsView& columns, TensorView scales, TensorView zeros) override;
   void round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
                      TensorView column_group, int bits, TensorView codes) override;
   void sweep(TensorView factor, TensorView order, int64_t block_size,

@@ -49,4 +49,17 @@ inline void solve_right_transposed(int64_t m, int64_t n, const double* l, int64_
               static_cast<int>(n), 1.0, l, static_cast<int>(ldl), b, static_cast<int>(ldb));
 }
 
+// b[m, n] = b L^-1 with the lower triangular l[n, n].
+inline void solve_right(int64_t m, int64_t n, const float* l, int64_t ldl, float* b, int64_t ldb) {
+  cblas_strsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit,
+              static_cast<int>(m), static_cast<int>(n), 1.0F, l, static_cast<int>(ldl), b,
+              static_cast<int>(ldb));
+}
+inline void solve_right(int64_t m, int64_t n, const double* l, int64_t ldl, double* b,
+                        int64_t ldb) {
+  cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit,
+              static_cast<int>(m), static_cast<int>(n), 1.0, l, static_cast<int>(ldl), b,
+              static_cast<int>(ldb));
+}
+
 }  // namespace bitmill::blas

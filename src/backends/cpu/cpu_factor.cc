@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/cpu_blas.h"
@@ -88,7 +89,59 @@ class TiledCholesky {
   FactorState state_;
 };
 
+// Rademacher sign of probe `row` at position k: bit of a mixed counter (the finalizer of
+// SplitMix64, Steele et al. 2014), the same everywhere.
+bool negative_sign(uint64_t row, uint64_t k) {
+  uint64_t x = (row << 40) + k + 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return (x >> 63) != 0;
+}
+
+// Sums over `rows` probes r of (r - y)^2 per position, y = r diag(L) L^-1, into sums[n].
+template <typename T>
+void probe_feedback(const T* factor, int64_t n, int64_t first_row, int64_t rows, double* sums) {
+  std::vector<T> y(static_cast<size_t>(rows * n));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < n; ++k) {
+      const T pivot = factor[k * n + k];
+      y[r * n + k] = negative_sign(first_row + r, k) ? -pivot : pivot;
+    }
+  }
+  blas::solve_right(rows, n, factor, n, y.data(), n);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < n; ++k) {
+      const T sign = negative_sign(first_row + r, k) ? T(-1) : T(1);
+      const double d = static_cast<double>(sign - y[r * n + k]);
+      sums[k] += d * d;
+    }
+  }
+}
+
+template <typename T>
+void estimate_feedback(const T* factor, int64_t n, T* variance, ThreadPool& pool) {
+  constexpr int64_t kProbes = 256, kRows = 32, kItems = kProbes / kRows;
+  std::vector<std::vector<double>> sums(kItems, std::vector<double>(static_cast<size_t>(n)));
+  pool.parallel_for(kItems, [&](int64_t item, int) {
+    probe_feedback(factor, n, item * kRows, kRows, sums[item].data());
+  });
+  for (int64_t k = 0; k < n; ++k) {
+    double sum = 0;
+    for (const std::vector<double>& part : sums) sum += part[k];
+    variance[k] = static_cast<T>(sum / kProbes);
+  }
+}
+
 }  // namespace
+
+void CpuBackend::feedback_variance(TensorView factor, TensorView variance) {
+  const int64_t n = factor.rows();
+  BITMILL_CHECK(factor.cols() == n && variance.elements() == n && variance.dtype == factor.dtype);
+  if (factor.dtype == DType::kF64)
+    return estimate_feedback(factor.as<double>(), n, variance.as<double>(), pool_);
+  BITMILL_CHECK(factor.dtype == DType::kF32);
+  estimate_feedback(factor.as<float>(), n, variance.as<float>(), pool_);
+}
 
 FactorState CpuBackend::factorize(TensorView a) {
   BITMILL_CHECK(a.shape.rank() == 2 && a.rows() == a.cols() && a.rows() > 0);

@@ -23,15 +23,22 @@ void over_rows(ThreadPool& pool, int64_t rows, const Body& body) {
 
 template <typename T>
 bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_size,
-                  TensorView scales, TensorView zeros, ThreadPool& pool) {
+                  const ColumnStatsView& columns, TensorView scales, TensorView zeros,
+                  ThreadPool& pool) {
   const int64_t cols = weight.cols(), groups = scales.cols();
   const int64_t size = group_size == -1 ? cols : group_size;
   std::atomic<bool> fits{true};
+  const bool search = columns.importance.data != nullptr;
   over_rows(pool, weight.rows(), [&](int64_t first, int64_t last) {
+    std::vector<T> spread(search ? static_cast<size_t>(std::min(size, cols)) : 0);
     for (int64_t r = first; r < last; ++r) {
       for (int64_t g = 0; g < groups; ++g) {
         const T* w = weight.as<T>() + r * cols + g * size;
-        const Grid<T> grid = fit_grid(w, std::min(size, cols - g * size), 1, options);
+        ColumnStats<T> stats;
+        if (search)
+          stats = {columns.importance.as<T>() + g * size, columns.noise.as<T>() + g * size};
+        const Grid<T> grid =
+            fit_grid(w, std::min(size, cols - g * size), options, stats, spread.data());
         scales.as<T>()[r * groups + g] = grid.scale;
         zeros.as<T>()[r * groups + g] = grid.zero;
         if (!std::isfinite(grid.scale)) fits = false;
@@ -177,15 +184,19 @@ double quadratic_sum(TensorView w, TensorView w_hat, TensorView h, ThreadPool& p
 }  // namespace
 
 bool CpuBackend::fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
-                           TensorView scales, TensorView zeros) {
+                           const ColumnStatsView& columns, TensorView scales, TensorView zeros) {
   BITMILL_CHECK(scales.shape == zeros.shape && scales.dtype == weight.dtype &&
                 zeros.dtype == weight.dtype);
   BITMILL_CHECK(scales.rows() == weight.rows() &&
                 scales.cols() == group_count(weight.cols(), group_size));
+  BITMILL_CHECK(!columns.importance.data || (columns.importance.dtype == weight.dtype &&
+                                             columns.importance.elements() == weight.cols() &&
+                                             columns.noise.dtype == weight.dtype &&
+                                             columns.noise.elements() == weight.cols()));
   if (weight.dtype == DType::kF64)
-    return fit_grids_of<double>(weight, options, group_size, scales, zeros, pool_);
+    return fit_grids_of<double>(weight, options, group_size, columns, scales, zeros, pool_);
   BITMILL_CHECK(weight.dtype == DType::kF32);
-  return fit_grids_of<float>(weight, options, group_size, scales, zeros, pool_);
+  return fit_grids_of<float>(weight, options, group_size, columns, scales, zeros, pool_);
 }
 
 void CpuBackend::round_to_grid(TensorView weight, TensorView scales, TensorView zeros,

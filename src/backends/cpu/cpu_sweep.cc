@@ -259,9 +259,25 @@ class TileSweep {
     }
   }
 
+  // Values of `by_column` for the `count` positions of a group as they lie in the tile, lowest
+  // position first; empty without values.
+  std::vector<T> in_solving_order(TensorView by_column, int64_t group, int64_t count) const {
+    std::vector<T> values;
+    if (!by_column.data) return values;
+    const int64_t bottom = p_.n - group * item_.group_size - count;
+    for (int64_t i = 0; i < count; ++i)
+      values.push_back(by_column.as<T>()[p_.order[bottom + i]]);
+    return values;
+  }
+
   void fit_group(int64_t group, const T* weights, int64_t count) {
+    const std::vector<T> importance = in_solving_order(item_.columns.importance, group, count);
+    const std::vector<T> noise = in_solving_order(item_.columns.noise, group, count);
+    std::vector<T> row(static_cast<size_t>(count)), spread(row.size());
     for (int64_t r = 0; r < live_; ++r) {
-      const Grid<T> grid = fit_grid(weights + r, count, rows_, item_.grid);
+      for (int64_t i = 0; i < count; ++i) row[i] = weights[i * rows_ + r];
+      const ColumnStats<T> stats{importance.empty() ? nullptr : importance.data(), noise.data()};
+      const Grid<T> grid = fit_grid(row.data(), count, item_.grid, stats, spread.data());
       column(scale_, group)[r] = grid.scale;
       column(zero_, group)[r] = grid.zero;
     }
