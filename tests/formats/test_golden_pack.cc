@@ -83,10 +83,9 @@ TEST(GoldenPack, StoredWordsEqualTheReference) {
     if (kind != "pack" && kind != "rtn" && kind != "gptq") continue;
     const std::string path = golden + "/expected/" + name + ".safetensors";
     const Tensors expected = item["expect"] == "rejected" ? Tensors() : read_all(path);
-    const auto q = kind == "pack"
-                       ? linear_of(read_all(golden + "/" + item["input"].get<std::string>()), "in.",
-                                   item["options"])
-                       : linear_of(expected, "out.", item["options"]);
+    auto q = kind == "pack" ? linear_of(read_all(golden + "/" + item["input"].get<std::string>()),
+                                        "in.", item["options"])
+                            : linear_of(expected, "out.", item["options"]);
     if (!q) continue;
     for (const auto& [tag, format] : kFormats)
       if (tag != "awq") compared += compare(name, tag, expected, *q);
