@@ -64,7 +64,7 @@ void check_scheme(const std::string& format, const ModuleChoice& choice, Finding
   if (format == "compressed-tensors" && !choice.symmetric && choice.bits == 2)
     findings.add(1, "scheme", choice.module,
                  "vLLM reads asymmetric compressed-tensors only with 4 or 8 bits, this has 2");
-  if (choice.act_order == ActOrder::kDynamic)
+  if (choice.act_order == ActOrder::kDynamic && choice.group_size != -1)
     findings.add(1, "order", choice.module,
                  "vLLM refuses desc_act=true with groups; use quantize.act_order=static");
   const int64_t g = choice.group_size;

@@ -89,6 +89,19 @@ TEST(LoadRules, SchemesThatAnEngineHasNoKernelFor) {
   EXPECT_THAT(text_of(check(spec, "gptq", 4, 256), 1), HasSubstr("group_size=256"));
 }
 
+TEST(LoadRules, ScatteredGroups) {
+  const ModelSpec spec = model(8192, 28672, 8, 128);
+  ModuleChoice choice;
+  choice.module = spec.blocks[0].linears[0].module;
+  choice.bits = 4;
+  choice.group_size = 128;
+  choice.act_order = ActOrder::kDynamic;
+  EXPECT_THAT(text_of(check_load(spec, find_format("gptq"), {choice}), 1),
+              HasSubstr("vLLM refuses desc_act=true with groups"));
+  choice.group_size = -1;  // one group per row: nothing is scattered
+  EXPECT_EQ(text_of(check_load(spec, find_format("gptq"), {choice}), 1), "");
+}
+
 TEST(LoadRules, DimensionsThatDoNotDivide) {
   EXPECT_THAT(text_of(check(model(8192, 28672 + 64 * 3, 8, 128), "gptq", 4, 64), 8),
               HasSubstr("gate_proj: 3608 output rows per rank are no multiple of 64"));

@@ -139,8 +139,9 @@ TEST_F(PlanTest, CollectingAWholeBlockByHand) {
   const Plan p = plan(1);
   EXPECT_EQ(p.ranks[0].peak_at, "block 0, collect");
   EXPECT_EQ(part(p, MemoryKind::kWeights), 2 * (896 * 128 + 128 * 256));  // all linears in bf16
-  // qkv, o and gate_up have 128 columns, down 256; of 32 lanes up to 7 sums are open: log2(32) + 2.
-  EXPECT_EQ(part(p, MemoryKind::kHessians), 7 * 4 * (3 * 128 * 128 + 256 * 256));
+  // qkv, o and gate_up have one tile of 128 x 128, down the three of a lower triangle; of 32 lanes up to log2(32) + 2 = 7
+  // sums are open.
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 7 * 4 * (3 + 3) * 128 * 128);
   EXPECT_EQ(part(p, MemoryKind::kActivations), 128 * 128 * 2);
   // gate_up: input in bf16, 512 outputs and the residual in F32; and the copy of the batch, largest before down: the F32
   // residual and the bf16 carry of 256 channels.
@@ -154,7 +155,7 @@ TEST_F(PlanTest, HessiansOfAWholeBlockStayUntilTheyAreSolved) {
   job_.samples = 1000;
   const Plan p = plan(1);
   EXPECT_THAT(p.ranks[0].peak_at, ::testing::StartsWith("block 0, run gate_up"));
-  EXPECT_EQ(part(p, MemoryKind::kHessians), 4 * (3 * 128 * 128 + 256 * 256));
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 4 * (3 + 3) * 128 * 128);
 }
 
 TEST_F(PlanTest, UnknownTensorsAreHeldOneShardAtATime) {
