@@ -128,12 +128,13 @@ void for_each_tile(int64_t rows, int64_t count, int bits, Body&& body) {
     }
 }
 
-// to[w * to_word + r * to_row] = from[w * from_word + r * from_row].
-void move_words(const TileRange& t, const int32_t* from, int64_t from_word, int64_t from_row,
-                int32_t* to, int64_t to_word, int64_t to_row) {
-  for (int64_t w = 0; w < t.words; ++w)
-    for (int64_t r = 0; r < t.rows; ++r)
-      to[w * to_word + r * to_row] = from[w * from_word + r * from_row];
+// body(word of the tile, the same word of the matrix) for all words of a tile.
+template <int bits, typename Word, typename Body>
+void for_each_word(const TileRange& t, int32_t* tile, Word* words, int64_t rows, Body&& body) {
+  for (int64_t w = 0; w < t.words; ++w) {
+    Word* line = words + (t.word + w) * rows + t.row;
+    for (int64_t r = 0; r < t.rows; ++r) body(tile[r * kTileWords<bits> + w], line[r]);
+  }
 }
 
 template <int bits>
@@ -143,7 +144,7 @@ void pack_transposed(const uint8_t* values, int64_t rows, int64_t count, int32_t
     for (int64_t r = 0; r < t.rows; ++r)
       pack_stream<bits>(values + (t.row + r) * count + t.value, t.values,
                         tile + r * kTileWords<bits>);
-    move_words(t, tile, 1, kTileWords<bits>, words + t.word * rows + t.row, rows, 1);
+    for_each_word<bits>(t, tile, words, rows, [](int32_t from, int32_t& to) { to = from; });
   });
 }
 
@@ -151,7 +152,7 @@ template <int bits>
 void unpack_transposed(const int32_t* words, int64_t rows, int64_t count, uint8_t* values) {
   int32_t tile[kTileRows * kTileWords<bits>];
   for_each_tile(rows, count, bits, [&](const TileRange& t) {
-    move_words(t, words + t.word * rows + t.row, rows, 1, tile, 1, kTileWords<bits>);
+    for_each_word<bits>(t, tile, words, rows, [](int32_t& to, int32_t from) { to = from; });
     for (int64_t r = 0; r < t.rows; ++r)
       unpack_stream<bits>(tile + r * kTileWords<bits>, t.values,
                           values + (t.row + r) * count + t.value);
