@@ -22,7 +22,7 @@ void refuse_quantized(const ModelSource& source);
 // evaluate.tokens as ids [windows, tokens]. Error(kInput), also for windows that are too short to predict anything.
 Tensor read_evaluation_tokens(const RunOptions& options, const ModelSpec& spec);
 
-// Everything that changes the numbers of the result.
+// Everything that changes the numbers or the files of the result.
 Fingerprint fingerprint_of(const RunOptions& options, const ModelSource& source, DType compute, TensorView ids);
 
 }  // namespace bitmill

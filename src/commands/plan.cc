@@ -75,7 +75,7 @@ int run_plan(const CommandLine& line, Communicator& comm) {
     }
     const Plan plan = make_plan(options, spec, format, plan_machine(options, comm), job, dtypes);
     text = plan_text(plan, spec);
-    json = plan_json(plan).dump(1);
+    if (!options.extra.json.empty()) json = plan_json(plan).dump(1);
   });
   if (comm.rank() == 0) std::cout << text;
   write_json_result(options, comm, json);

@@ -129,6 +129,18 @@ void compare_linear(const VerifyInput& input, const LinearSpec& linear, const Qu
         linear.module, error, limit, nearest);
 }
 
+// Scattered groups still hold group_size columns each, the last one the rest.
+void check_group_sizes(const LinearSpec& linear, const QuantizedLinear& q, VerifyReport& report) {
+  std::vector<int64_t> held(static_cast<size_t>(q.groups()));
+  for (int64_t i = 0; i < q.in(); ++i) ++held[static_cast<size_t>(q.g_idx.as<int32_t>()[i])];
+  const int64_t group_size = q.group_size == -1 ? q.in() : q.group_size;
+  for (int64_t g = 0; g < q.groups(); ++g)
+    if (const int64_t expected = std::min(group_size, q.in() - g * group_size);
+        held[static_cast<size_t>(g)] != expected)
+      return report.violation("{}: group {} of g_idx holds {} columns, expected {}", linear.module,
+                              g, held[static_cast<size_t>(g)], expected);
+}
+
 void check_values(const LinearSpec& linear, const QuantizedLinear& q, bool scattered_allowed,
                   VerifyReport& report) {
   const Tensor scales = to_f32(q.scales);
@@ -153,6 +165,7 @@ void check_values(const LinearSpec& linear, const QuantizedLinear& q, bool scatt
     report.violation(
         "{}: g_idx differs from column / group_size in {} columns although desc_act is false",
         linear.module, bad_groups);
+  if (scattered_allowed) check_group_sizes(linear, q, report);
 }
 
 // Names, dtypes and shapes of a packed linear; true when they all fit.

@@ -132,8 +132,8 @@ CommandLine parse_command_line(int argc, const char* const* argv, const std::vec
 // Writes every key with default, unit and meaning (COMMAND --help).
 void print_option_help(std::ostream& out, const std::string& command);
 
-// "key = value" lines of all effective settings in table order. `numeric_only`: just the keys that change the numbers of
-// the result (the fingerprint's part), not paths, ranks, threads or display.
+// "key = value" lines of all effective settings in table order. `numeric_only`: just the keys that change the numbers
+// or the files of the result (the fingerprint's part), not paths, ranks, threads or display.
 std::string effective_config(const RunOptions& options, bool numeric_only);
 
 // "5GB", "16GiB", "1024" -> bytes; KB..TB are powers of 1000, KiB..TiB of 1024. Throws kUsage naming `key`.

@@ -170,10 +170,12 @@ void add_grid_rows(Rows& rows) {
   rows.push_back({"quantize.symmetric", boolean(at(q, &Settings::symmetric)), "-", kNumeric, kBoth,
                   "the range is mirrored at 0 and the zero point is 2^(bits-1)"});
   rows.push_back({"quantize.act_order",
-                  enumeration(at(q, &Settings::act_order), {ActOrder::kNone, ActOrder::kStatic},
-                              act_order_name, {{"dynamic", "the dynamic order of columns"}}),
+                  enumeration(at(q, &Settings::act_order),
+                              {ActOrder::kNone, ActOrder::kStatic, ActOrder::kDynamic},
+                              act_order_name),
                   "-", kNumeric, kBoth,
-                  "static: columns with large activations first, groups stay where they are"});
+                  "static: columns with large activations first, groups stay where they are; "
+                  "dynamic: groups follow that order (g_idx)"});
   rows.push_back({"quantize.mse", boolean(at(q, &Settings::mse)), "-", kNumeric, kBoth,
                   "search 80 shrunk ranges for the smallest rounding error of the weights"});
   rows.push_back({"quantize.range_search", boolean(at(q, &Settings::range_search)), "-", kNumeric,
@@ -229,7 +231,7 @@ void add_output_rows(Rows& rows) {
   rows.push_back({"output.path", path(at(output, &Output::path), "a directory"), "-", kPlain,
                   kConfig, "where the quantized checkpoint goes"});
   rows.push_back({"output.format", text(at(output, &Output::format), "a format", false), "-",
-                  kNumeric, kConfig, "layout of the result: gptq, gptq_v2, compressed-tensors"});
+                  kNumeric, kConfig, "layout of the result: gptq, gptq_v2, compressed-tensors, awq"});
   rows.push_back({"output.shard_size", size(at(output, &Output::shard_size)), "bytes", kNumeric,
                   kConfig, "largest file of the result; a smaller model becomes one file"});
   rows.push_back({"output.overwrite", boolean(at(output, &Output::overwrite)), "-", kPlain, kConfig,
@@ -277,7 +279,7 @@ void add_run_rows(Rows& rows) {
                   "not in this version: stop cleanly before this time has passed"});
   rows.push_back({"run.resume",
                   choice(at(run, &Run::resume), {"auto", "never"}, {{"must", "resuming"}}), "-",
-                  kPlain, kConfig, "whether to go on with an unfinished result"});
+                  kPlain, kConfig, "not in this version: going on with an unfinished result; it is started over"});
   rows.push_back(
       {"run.checkpoint",
        only_default(checked(at(run, &Run::checkpoint),

@@ -30,7 +30,7 @@ struct OptionRow {
   std::string key;  // "section.name"
   OptionValue value;
   std::string unit;  // "-": none
-  bool numeric;      // changes the numbers of the result: part of the fingerprint
+  bool numeric;      // changes the numbers or the files of the result: part of the fingerprint
   OptionScope scope;
   std::string help;         // one line
   bool repeatable = false;  // values add up, the command line's first

@@ -107,49 +107,56 @@ void unpack_stream(const int32_t* words, int64_t count, uint8_t* values) {
   std::memcpy(values + units * kUnit, tail, static_cast<size_t>(rest));
 }
 
-// Walks tiles of kTileRows streams x kTileUnits units: body(row, rows, first value, values, first
-// word, words).
+// The transposed forms work on tiles of kTileRows streams x kTileUnits units, through a buffer that
+// holds each stream of the tile in one row of kTileWords words.
+template <int bits>
+constexpr int64_t kTileWords = kTileUnits* bits;
+
+struct TileRange {
+  int64_t row, rows;      // streams
+  int64_t value, values;  // of each stream
+  int64_t word, words;
+};
+
 template <typename Body>
 void for_each_tile(int64_t rows, int64_t count, int bits, Body&& body) {
   for (int64_t row = 0; row < rows; row += kTileRows)
     for (int64_t at = 0; at < count; at += kTileUnits * kUnit) {
       const int64_t values = std::min(count - at, kTileUnits * kUnit);
-      body(row, std::min(rows - row, kTileRows), at, values, at / kUnit * bits,
-           packed_words(values, bits));
+      body(TileRange{row, std::min(rows - row, kTileRows), at, values, at / kUnit * bits,
+                     packed_words(values, bits)});
     }
+}
+
+// body(word of the tile, the same word of the matrix) for all words of a tile.
+template <int bits, typename Word, typename Body>
+void for_each_word(const TileRange& t, int32_t* tile, Word* words, int64_t rows, Body&& body) {
+  for (int64_t w = 0; w < t.words; ++w) {
+    Word* line = words + (t.word + w) * rows + t.row;
+    for (int64_t r = 0; r < t.rows; ++r) body(tile[r * kTileWords<bits> + w], line[r]);
+  }
 }
 
 template <int bits>
 void pack_transposed(const uint8_t* values, int64_t rows, int64_t count, int32_t* words) {
-  constexpr int64_t kStride = kTileUnits * bits;
-  int32_t tile[kTileRows * kStride];
-  for_each_tile(rows, count, bits,
-                [&](int64_t row, int64_t height, int64_t at, int64_t length, int64_t word,
-                    int64_t word_count) {
-                  for (int64_t r = 0; r < height; ++r)
-                    pack_stream<bits>(values + (row + r) * count + at, length, tile + r * kStride);
-                  for (int64_t w = 0; w < word_count; ++w) {
-                    int32_t* out = words + (word + w) * rows + row;
-                    for (int64_t r = 0; r < height; ++r) out[r] = tile[r * kStride + w];
-                  }
-                });
+  int32_t tile[kTileRows * kTileWords<bits>];
+  for_each_tile(rows, count, bits, [&](const TileRange& t) {
+    for (int64_t r = 0; r < t.rows; ++r)
+      pack_stream<bits>(values + (t.row + r) * count + t.value, t.values,
+                        tile + r * kTileWords<bits>);
+    for_each_word<bits>(t, tile, words, rows, [](int32_t from, int32_t& to) { to = from; });
+  });
 }
 
 template <int bits>
 void unpack_transposed(const int32_t* words, int64_t rows, int64_t count, uint8_t* values) {
-  constexpr int64_t kStride = kTileUnits * bits;
-  int32_t tile[kTileRows * kStride];
-  for_each_tile(rows, count, bits,
-                [&](int64_t row, int64_t height, int64_t at, int64_t length, int64_t word,
-                    int64_t word_count) {
-                  for (int64_t w = 0; w < word_count; ++w) {
-                    const int32_t* in = words + (word + w) * rows + row;
-                    for (int64_t r = 0; r < height; ++r) tile[r * kStride + w] = in[r];
-                  }
-                  for (int64_t r = 0; r < height; ++r)
-                    unpack_stream<bits>(tile + r * kStride, length,
-                                        values + (row + r) * count + at);
-                });
+  int32_t tile[kTileRows * kTileWords<bits>];
+  for_each_tile(rows, count, bits, [&](const TileRange& t) {
+    for_each_word<bits>(t, tile, words, rows, [](int32_t& to, int32_t from) { to = from; });
+    for (int64_t r = 0; r < t.rows; ++r)
+      unpack_stream<bits>(tile + r * kTileWords<bits>, t.values,
+                          values + (t.row + r) * count + t.value);
+  });
 }
 
 // Calls body(std::integral_constant<int, bits>) for the run-time width.

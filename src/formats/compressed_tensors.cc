@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <regex>
 
 #include "formats/bitstream.h"
+#include "formats/config_text.h"
 #include "formats/module_names.h"
 #include "formats/stored_tensors.h"
 
@@ -24,14 +24,7 @@ void check_width(const LinearSpec& linear, int bits) {
 
 // "re:REGEX" matches from the start of the name, anything else is the whole name.
 bool matches_name(const std::string& pattern, const std::string& module) {
-  if (!pattern.starts_with("re:")) return pattern == module;
-  try {
-    return std::regex_search(module, std::regex(pattern.substr(3)),
-                             std::regex_constants::match_continuous);
-  } catch (const std::regex_error&) {
-    fail(ExitCode::kInput, "config.json: quantization_config has a regex that cannot be read: {}",
-         pattern);
-  }
+  return pattern.starts_with("re:") ? starts_match(pattern.substr(3), module) : pattern == module;
 }
 
 bool any_matches(const Json& config, const char* key, const std::string& module) {
@@ -98,27 +91,12 @@ void CompressedTensorsFormat::check(const LinearSpec& linear,
   if (settings.skip) return;
   check_width(linear, settings.bits);
   check_group_size(name(), linear, settings.group_size);
-  if (settings.act_order == ActOrder::kDynamic)
-    fail(ExitCode::kUsage,
-         "output.format=compressed-tensors has no place for the scattered groups of "
-         "quantize.act_order=dynamic (asked for "
-         "{}); use static, or output.format=gptq",
-         linear.module);
+  check_no_scatter(name(), linear, settings);
 }
 
 void CompressedTensorsFormat::check_model(const std::vector<ModuleChoice>& modules) const {
-  const ModuleChoice* first = nullptr;
   check_fused(modules, name());
-  for (const ModuleChoice& module : modules) {
-    if (!module.quantized) continue;
-    if (first == nullptr) first = &module;
-    if (!same_scheme(*first, module))
-      fail(ExitCode::kUsage,
-           "output.format=compressed-tensors writes one scheme for all linears, but {} has {} and "
-           "{} has {}; use "
-           "output.format=gptq or gptq_v2 for mixed settings",
-           first->module, scheme_text(*first), module.module, scheme_text(module));
-  }
+  check_one_scheme(modules, name());
 }
 
 std::vector<NamedTensor> CompressedTensorsFormat::pack(const LinearSpec& linear,
@@ -128,10 +106,7 @@ std::vector<NamedTensor> CompressedTensorsFormat::pack(const LinearSpec& linear,
   check_width(linear, bits);
   check_group_size(name(), linear, quantized.group_size);
   check_quantized(linear, quantized);
-  if (!sequential_groups(quantized))
-    fail(ExitCode::kUsage,
-         "{}: output.format=compressed-tensors has no place for act-order groups, use gptq",
-         linear.module);
+  check_sequential(name(), linear, quantized);
   const int64_t out = linear.out, in = linear.in, groups = quantized.groups();
 
   // Codes are stored as signed code + 2^(bits-1), which is our unsigned code; zero points alike.
@@ -186,40 +161,33 @@ bool CompressedTensorsFormat::holds(const Checkpoint& checkpoint, const LinearSp
 QuantizedLinear CompressedTensorsFormat::unpack(const Checkpoint& checkpoint,
                                                 const LinearSpec& linear,
                                                 const Json& config) const {
-  const ModuleChoice choice = configured(config, linear.module);
-  if (!choice.quantized)
-    fail(ExitCode::kInput, "{}: {} is packed, but quantization_config leaves it in float",
-         checkpoint.directory(), linear.module);
+  QuantizedLinear quantized = described(*this, checkpoint, linear, config);
+  const int bits = quantized.bits;
   const std::string& module = linear.module;
-  const int64_t out = linear.out, in = linear.in, groups = group_count(in, choice.group_size);
+  const int64_t out = linear.out, in = linear.in, groups = group_count(in, quantized.group_size);
   const Tensor shape = read_stored(checkpoint, module + ".weight_shape", {DType::kI64}, {2});
   if (shape.as<int64_t>()[0] != out || shape.as<int64_t>()[1] != in)
     fail(ExitCode::kInput, "tensor {}.weight_shape holds [{}, {}], expected [{}, {}]", module,
          shape.as<int64_t>()[0], shape.as<int64_t>()[1], out, in);
   const Tensor packed = read_stored(checkpoint, module + ".weight_packed", {DType::kI32},
-                                    {out, packed_words(in, choice.bits)});
+                                    {out, packed_words(in, bits)});
 
-  QuantizedLinear quantized;
-  quantized.bits = choice.bits;
-  quantized.group_size = choice.group_size;
-  quantized.symmetric = choice.symmetric;
   quantized.codes = Tensor(DType::kU8, {out, in});
-  unpack_rows(packed.as<int32_t>(), out, in, choice.bits, quantized.codes.as<uint8_t>());
+  unpack_rows(packed.as<int32_t>(), out, in, bits, quantized.codes.as<uint8_t>());
   quantized.scales = read_stored(checkpoint, module + ".weight_scale",
                                  {DType::kF16, DType::kBF16, DType::kF32}, {out, groups});
-  if (choice.symmetric) {
+  if (quantized.symmetric) {
     quantized.zeros = Tensor(DType::kU8, {out, groups});
-    std::memset(quantized.zeros.data(), 1 << (choice.bits - 1),
+    std::memset(quantized.zeros.data(), 1 << (bits - 1),
                 static_cast<size_t>(quantized.zeros.bytes()));
   } else {
     const Tensor zero_point = read_stored(checkpoint, module + ".weight_zero_point", {DType::kI32},
-                                          {packed_words(out, choice.bits), groups});
+                                          {packed_words(out, bits), groups});
     Tensor by_group(DType::kU8, {groups, out});
-    unpack_rows_transposed(zero_point.as<int32_t>(), groups, out, choice.bits,
-                           by_group.as<uint8_t>());
+    unpack_rows_transposed(zero_point.as<int32_t>(), groups, out, bits, by_group.as<uint8_t>());
     quantized.zeros = transposed(by_group);
   }
-  quantized.g_idx = make_group_index(in, choice.group_size);
+  quantized.g_idx = make_group_index(in, quantized.group_size);
   if (checkpoint.find(module + ".weight_g_idx") != nullptr) {  // older files with act-order groups
     quantized.g_idx = read_stored(checkpoint, module + ".weight_g_idx", {DType::kI32}, {in});
     check_group_index(quantized.g_idx, groups, module + ".weight_g_idx");
@@ -285,45 +253,29 @@ ModuleChoice CompressedTensorsFormat::configured(const Json& config,
     fail(ExitCode::kInput, "config.json: quantization_config type is {} for {}, expected \"int\"",
          (*weights)["type"].dump(), module);
   choice.bits = static_cast<int>(config_integer(*weights, "num_bits"));
-  if (choice.bits != 2 && choice.bits != 4 && choice.bits != 8)
-    fail(ExitCode::kInput,
-         "config.json: quantization_config num_bits is {} for {}, expected 2, 4 or 8", choice.bits,
-         module);
   choice.symmetric = config_bool(*weights, "symmetric", true);
   const bool grouped = weights->contains("group_size") && !(*weights)["group_size"].is_null();
   choice.group_size = grouped ? config_integer(*weights, "group_size") : -1;
-  if (choice.group_size != -1 && choice.group_size < 1)
-    fail(ExitCode::kInput,
-         "config.json: quantization_config group_size is {} for {}, expected null or a positive "
-         "number",
-         choice.group_size, module);
+  check_configured(choice, "num_bits", {2, 4, 8});
   return choice;
 }
 
 std::vector<std::string> CompressedTensorsFormat::config_violations(
     const Json& config, const std::vector<ModuleChoice>& modules) const {
   std::vector<std::string> found;
-  const auto expect = [&](const char* key, const char* value) {
-    if (config.value(key, Json()) != value)
-      found.push_back(fmt::format("quantization_config.{} is {}, expected \"{}\"", key,
-                                  config.value(key, Json()).dump(), value));
-  };
-  expect("quant_method", "compressed-tensors");
-  expect("format", "pack-quantized");
-  expect("quantization_status", "compressed");
+  expect_text(config, "quant_method", "compressed-tensors", found);
+  expect_text(config, "format", "pack-quantized", found);
+  expect_text(config, "quantization_status", "compressed", found);
   const Json groups = config.value("config_groups", Json::object());
   if (!groups.is_object() || groups.empty()) {
     found.push_back("quantization_config.config_groups is missing or empty");
     return found;
   }
   for (const Json& group : groups) check_group(group, found);
-  bool head_quantized = false;
-  for (const ModuleChoice& module : modules) {
-    if (module.module == "lm_head") head_quantized = module.quantized;
-    if (const ModuleChoice says = configured(config, module.module); !same_scheme(says, module))
-      found.push_back(fmt::format("{} is {} on disk, quantization_config says {}", module.module,
-                                  scheme_text(module), scheme_text(says)));
-  }
+  compare_with_disk(*this, config, modules, found);
+  const bool head_quantized = std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+    return module.module == "lm_head" && module.quantized;
+  });
   if (!head_quantized && configured(config, "lm_head").quantized)
     found.push_back("lm_head is float but not on the ignore list, and the target Linear claims it");
   return found;

@@ -1,5 +1,6 @@
 #include "formats/format.h"
 
+#include "formats/awq.h"
 #include "formats/compressed_tensors.h"
 #include "formats/gptq.h"
 
@@ -11,7 +12,9 @@ void OutputFormat::check_model(const std::vector<ModuleChoice>&) const {}
 const std::vector<const OutputFormat*>& output_formats() {
   static const GptqFormat gptq(1), gptq_v2(2);
   static const CompressedTensorsFormat compressed_tensors;
-  static const std::vector<const OutputFormat*> formats = {&gptq, &gptq_v2, &compressed_tensors};
+  static const AwqFormat awq;
+  static const std::vector<const OutputFormat*> formats = {&gptq, &gptq_v2, &compressed_tensors,
+                                                           &awq};
   return formats;
 }
 
@@ -43,9 +46,9 @@ const OutputFormat* format_of(const Json& model_config) {
   };
   fail(ExitCode::kInput,
        "config.json: the checkpoint is quantized in a format that bitmill does not read "
-       "(quant_method {}, format {}, "
-       "checkpoint_format {}), expected one of {}",
-       text("quant_method"), text("format"), text("checkpoint_format"), format_names());
+       "(quant_method {}, format {}, checkpoint_format {}, version {}), expected one of {}",
+       text("quant_method"), text("format"), text("checkpoint_format"), text("version"),
+       format_names());
 }
 
 }  // namespace bitmill

@@ -101,29 +101,23 @@ Tensor GptqFormat::unpack_zeros(const Tensor& qzeros, int64_t out, int bits,
 
 QuantizedLinear GptqFormat::unpack(const Checkpoint& checkpoint, const LinearSpec& linear,
                                    const Json& config) const {
-  const ModuleChoice choice = configured(config, linear.module);
-  if (!choice.quantized)
-    fail(ExitCode::kInput, "{}: {} is packed, but quantization_config leaves it in float",
-         checkpoint.directory(), linear.module);
+  QuantizedLinear quantized = described(*this, checkpoint, linear, config);
+  const int bits = quantized.bits;
   const std::string& module = linear.module;
-  const int64_t groups = group_count(linear.in, choice.group_size);
+  const int64_t groups = group_count(linear.in, quantized.group_size);
   const Tensor qweight = read_stored(checkpoint, module + ".qweight", {DType::kI32},
-                                     {packed_words(linear.in, choice.bits), linear.out});
+                                     {packed_words(linear.in, bits), linear.out});
   const Tensor qzeros = read_stored(checkpoint, module + ".qzeros", {DType::kI32},
-                                    {groups, packed_words(linear.out, choice.bits)});
+                                    {groups, packed_words(linear.out, bits)});
   const Tensor scales = read_stored(checkpoint, module + ".scales",
                                     {DType::kF16, DType::kBF16, DType::kF32}, {groups, linear.out});
-  QuantizedLinear quantized;
-  quantized.bits = choice.bits;
-  quantized.group_size = choice.group_size;
-  quantized.symmetric = choice.symmetric;
   quantized.g_idx = read_stored(checkpoint, module + ".g_idx", {DType::kI32}, {linear.in});
   check_group_index(quantized.g_idx, groups, module + ".g_idx");
   quantized.codes = Tensor(DType::kU8, {linear.out, linear.in});
-  unpack_rows_transposed(qweight.as<int32_t>(), linear.out, linear.in, choice.bits,
+  unpack_rows_transposed(qweight.as<int32_t>(), linear.out, linear.in, bits,
                          quantized.codes.as<uint8_t>());
   quantized.scales = transposed(scales);
-  quantized.zeros = unpack_zeros(qzeros, linear.out, choice.bits, module + ".qzeros");
+  quantized.zeros = unpack_zeros(qzeros, linear.out, bits, module + ".qzeros");
   return quantized;
 }
 

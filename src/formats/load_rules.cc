@@ -56,15 +56,15 @@ class Findings {
 
 // Rules that no split changes; reported under tensor parallelism 1.
 void check_scheme(const std::string& format, const ModuleChoice& choice, Findings& findings) {
-  const bool gptq = format != "compressed-tensors";
+  const bool gptq = format == "gptq" || format == "gptq_v2";
   if (gptq && (!choice.symmetric || (choice.bits != 4 && choice.bits != 8)))
     findings.add(1, "scheme", choice.module,
                  fmt::format("vLLM reads {} only with 4 or 8 bits and symmetric=true, this has {}",
                              format, scheme_text(choice)));
-  if (!gptq && !choice.symmetric && choice.bits == 2)
+  if (format == "compressed-tensors" && !choice.symmetric && choice.bits == 2)
     findings.add(1, "scheme", choice.module,
                  "vLLM reads asymmetric compressed-tensors only with 4 or 8 bits, this has 2");
-  if (choice.act_order == ActOrder::kDynamic)
+  if (choice.act_order == ActOrder::kDynamic && choice.group_size != -1)
     findings.add(1, "order", choice.module,
                  "vLLM refuses desc_act=true with groups; use quantize.act_order=static");
   const int64_t g = choice.group_size;

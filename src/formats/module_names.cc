@@ -44,6 +44,24 @@ std::string fused_name(const std::string& name) {
   return name;
 }
 
+std::vector<std::string> spellings(const std::string& name) {
+  const std::string fused = fused_name(name);
+  return fused == name ? std::vector{name} : std::vector{name, fused};
+}
+
+std::vector<InnerName> by_inner_name(const std::vector<ModuleChoice>& modules) {
+  std::vector<InnerName> names;
+  for (const ModuleChoice& module : modules) {
+    const ModuleName name = parse_module(module.module);
+    if (name.block < 0) continue;
+    auto at = std::find_if(names.begin(), names.end(),
+                           [&](const InnerName& n) { return n.inner == name.inner; });
+    if (at == names.end()) at = names.insert(at, {name.inner, {}});
+    at->modules.push_back(&module);
+  }
+  return names;
+}
+
 std::string regex_escape(const std::string& text) {
   std::string out;
   for (char c : text) {
@@ -75,6 +93,19 @@ void check_fused(const std::vector<ModuleChoice>& modules, const std::string& fo
            "quantize.rule that covers both",
            format, at->second->module, module.module, scheme_text(*at->second),
            scheme_text(module));
+  }
+}
+
+void check_one_scheme(const std::vector<ModuleChoice>& modules, const std::string& format) {
+  const ModuleChoice* first = nullptr;
+  for (const ModuleChoice& module : modules) {
+    if (!module.quantized) continue;
+    if (first == nullptr) first = &module;
+    if (!same_scheme(*first, module))
+      fail(ExitCode::kUsage,
+           "output.format={} writes one scheme for all linears, but {} has {} and {} has {}; use "
+           "output.format=gptq or gptq_v2 for mixed settings",
+           format, first->module, scheme_text(*first), module.module, scheme_text(module));
   }
 }
 

@@ -25,6 +25,17 @@ ModuleName parse_module(const std::string& module);
 // Works on whole and on inner names.
 std::string fused_name(const std::string& name);
 
+// `name`, and its fused name where that is another.
+std::vector<std::string> spellings(const std::string& name);
+
+// What one inner name ("mlp.down_proj") is in the blocks that have it, in order of first
+// appearance; pointers into `modules`. Modules outside the blocks are left out.
+struct InnerName {
+  std::string inner;
+  std::vector<const ModuleChoice*> modules;
+};
+std::vector<InnerName> by_inner_name(const std::vector<ModuleChoice>& modules);
+
 // ECMAScript, PCRE and Python agree on this escaping: a backslash before every character that means
 // something.
 std::string regex_escape(const std::string& text);
@@ -34,6 +45,8 @@ std::string scheme_text(const ModuleChoice& choice);
 
 // Throws Error(kUsage), naming both modules, when linears that engines fuse have different schemes.
 void check_fused(const std::vector<ModuleChoice>& modules, const std::string& format);
+// Throws Error(kUsage), naming two modules, when quantized linears have different schemes.
+void check_one_scheme(const std::vector<ModuleChoice>& modules, const std::string& format);
 
 // The inner names of quantized block linears, in order of first appearance, one list per fused
 // group.

@@ -10,9 +10,9 @@ namespace bitmill {
 void check_bits(const std::string& format, const LinearSpec& linear, int bits,
                 std::initializer_list<int> allowed, const std::string& hint) {
   if (std::find(allowed.begin(), allowed.end(), bits) != allowed.end()) return;
-  fail(ExitCode::kUsage,
-       "output.format={} stores {} or {} bits, quantize.bits={} was asked for {}{}", format,
-       fmt::join(allowed.begin(), allowed.end() - 1, ", "), *(allowed.end() - 1), bits,
+  const int* last = allowed.end() - 1;
+  fail(ExitCode::kUsage, "output.format={} stores {}{}{} bits, quantize.bits={} was asked for {}{}",
+       format, fmt::join(allowed.begin(), last, ", "), allowed.size() > 1 ? " or " : "", *last, bits,
        linear.module, hint);
 }
 
@@ -50,12 +50,45 @@ void check_quantized(const LinearSpec& linear, const QuantizedLinear& quantized)
   BITMILL_CHECK(quantized.groups() == group_count(linear.in, quantized.group_size));
 }
 
+void check_no_scatter(const std::string& format, const LinearSpec& linear,
+                      const QuantizeSettings& settings) {
+  if (settings.act_order != ActOrder::kDynamic || settings.group_size == -1) return;
+  fail(ExitCode::kUsage,
+       "output.format={} has no place for the scattered groups of quantize.act_order=dynamic "
+       "(asked for {}); use static, or output.format=gptq or gptq_v2",
+       format, linear.module);
+}
+
+namespace {
 bool sequential_groups(const QuantizedLinear& quantized) {
   const int64_t group_size = quantized.group_size == -1 ? quantized.in() : quantized.group_size;
   const int32_t* g_idx = quantized.g_idx.as<int32_t>();
   for (int64_t i = 0; i < quantized.in(); ++i)
     if (g_idx[i] != i / group_size) return false;
   return true;
+}
+
+}  // namespace
+
+void check_sequential(const std::string& format, const LinearSpec& linear,
+                      const QuantizedLinear& quantized) {
+  if (!sequential_groups(quantized))
+    fail(ExitCode::kUsage,
+         "{}: output.format={} has no place for act-order groups, use gptq or gptq_v2",
+         linear.module, format);
+}
+
+QuantizedLinear described(const OutputFormat& format, const Checkpoint& checkpoint,
+                          const LinearSpec& linear, const Json& config) {
+  const ModuleChoice choice = format.configured(config, linear.module);
+  if (!choice.quantized)
+    fail(ExitCode::kInput, "{}: {} is packed, but quantization_config leaves it in float",
+         checkpoint.directory(), linear.module);
+  QuantizedLinear quantized;
+  quantized.bits = choice.bits;
+  quantized.group_size = choice.group_size;
+  quantized.symmetric = choice.symmetric;
+  return quantized;
 }
 
 Tensor make_group_index(int64_t in, int64_t group_size) {
@@ -66,10 +99,16 @@ Tensor make_group_index(int64_t in, int64_t group_size) {
 }
 
 namespace {
+// In squares that stay inside the first-level cache: a plain double loop touches a new line of
+// `out` with every element.
 template <typename T>
 void transpose_into(const T* in, int64_t rows, int64_t cols, T* out) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) out[c * rows + r] = in[r * cols + c];
+  constexpr int64_t kTile = 64;
+  for (int64_t r0 = 0; r0 < rows; r0 += kTile)
+    for (int64_t c0 = 0; c0 < cols; c0 += kTile)
+      for (int64_t c = c0; c < std::min(c0 + kTile, cols); ++c)
+        for (int64_t r = r0; r < std::min(r0 + kTile, rows); ++r)
+          out[c * rows + r] = in[r * cols + c];
 }
 
 std::string dtype_names(std::initializer_list<DType> dtypes) {
@@ -130,23 +169,6 @@ void check_group_index(const Tensor& g_idx, int64_t groups, const std::string& n
     if (const int32_t group = g_idx.as<int32_t>()[i]; group < 0 || group >= groups)
       fail(ExitCode::kInput, "tensor {}: column {} has group {}, expected 0..{}", name, i, group,
            groups - 1);
-}
-
-int64_t config_integer(const Json& config, const char* key) {
-  const auto at = config.find(key);
-  if (at == config.end() || !at->is_number_integer())
-    fail(ExitCode::kInput, "config.json: quantization_config.{} is {}, expected an integer", key,
-         at == config.end() ? "missing" : at->dump());
-  return at->get<int64_t>();
-}
-
-bool config_bool(const Json& config, const char* key, bool absent) {
-  const auto at = config.find(key);
-  if (at == config.end() || at->is_null()) return absent;
-  if (!at->is_boolean())
-    fail(ExitCode::kInput, "config.json: quantization_config.{} is {}, expected true or false", key,
-         at->dump());
-  return at->get<bool>();
 }
 
 }  // namespace bitmill

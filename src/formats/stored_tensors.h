@@ -20,8 +20,13 @@ void check_one_symmetry(const std::string& format, const std::vector<ModuleChoic
 
 // Internal consistency of what a quantizer hands over: shapes and dtypes of quantized.h.
 void check_quantized(const LinearSpec& linear, const QuantizedLinear& quantized);
-// Is g_idx i / group_size (no act-order groups)?
-bool sequential_groups(const QuantizedLinear& quantized);
+// For formats whose group of a column is its number / group_size. Both throw Error(kUsage) naming
+// the module and the formats that can: for act_order=dynamic with groups, before any compute; for
+// a g_idx that is not sequential, when packing.
+void check_no_scatter(const std::string& format, const LinearSpec& linear,
+                      const QuantizeSettings& settings);
+void check_sequential(const std::string& format, const LinearSpec& linear,
+                      const QuantizedLinear& quantized);
 Tensor make_group_index(int64_t in, int64_t group_size);  // I32 [in], i / group_size
 
 // [rows, cols] -> [cols, rows]; any dtype of 1, 2 or 4 bytes.
@@ -30,6 +35,10 @@ Tensor transposed(TensorView matrix);
 // with `exact`, when it is not the same number there.
 Tensor as_f16(TensorView values, const std::string& what, bool exact);
 
+// What `config` says of a packed linear: bits, group size and symmetry are set, tensors are empty.
+// Error(kInput) when it leaves the linear in float.
+QuantizedLinear described(const OutputFormat& format, const Checkpoint& checkpoint,
+                          const LinearSpec& linear, const Json& config);
 // Reads a whole tensor. Error(kInput) naming tensor, found and expected when it is missing or
 // differs.
 Tensor read_stored(const Checkpoint& checkpoint, const std::string& name,
@@ -37,10 +46,5 @@ Tensor read_stored(const Checkpoint& checkpoint, const std::string& name,
 
 // Error(kInput) naming the tensor when a value lies outside 0..groups-1.
 void check_group_index(const Tensor& g_idx, int64_t groups, const std::string& name);
-
-// A member of a quantization_config; Error(kInput) naming the key when it is missing or of another
-// type.
-int64_t config_integer(const Json& config, const char* key);
-bool config_bool(const Json& config, const char* key, bool absent);
 
 }  // namespace bitmill

@@ -38,11 +38,13 @@ Activation parse_activation(const ConfigKeys& keys) {
 
 void read_heads(const ConfigKeys& keys, const DecoderTraits& traits, ModelSpec& spec) {
   spec.heads = keys.size("num_attention_heads");
-  spec.kv_heads = keys.size_or("num_key_value_heads", spec.heads);
+  const int64_t kv_heads = keys.size_or_off("num_key_value_heads", traits.default_kv_heads);
+  spec.kv_heads = kv_heads == 0 ? spec.heads : kv_heads;
   if (spec.heads % spec.kv_heads != 0)
     fail(ExitCode::kInput,
-         "config.json: num_key_value_heads {} does not divide num_attention_heads {}",
-         spec.kv_heads, spec.heads);
+         "config.json: num_key_value_heads {}{} does not divide num_attention_heads {}",
+         spec.kv_heads, keys.has("num_key_value_heads") ? "" : " (the family's default)",
+         spec.heads);
   const bool derived = !keys.has("head_dim") && traits.default_head_dim == 0;
   if (derived && spec.hidden % spec.heads != 0)
     fail(ExitCode::kInput,

@@ -22,6 +22,8 @@ struct DecoderTraits {
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
   bool qk_norm = false;
   int64_t default_head_dim = 0;       // 0: hidden_size / num_attention_heads
+  // num_key_value_heads of a config.json without the key; 0, and a null in the file: as many as heads.
+  int64_t default_kv_heads = 0;
   int64_t default_max_positions = 0;  // 0: max_position_embeddings must be there
   bool tied_by_default = false;
   std::vector<int64_t> windows;  // sliding window of each block, 0: full attention; empty: all full

@@ -16,6 +16,7 @@ class Mistral final : public DecoderFamily {
     const int64_t window = keys.size_or_off("sliding_window", 4096);
     DecoderTraits traits;
     traits.default_max_positions = 131072;
+    traits.default_kv_heads = 8;
     traits.windows = keys.has("layer_types") ? windows_from_layer_types(keys, window)
                                              : std::vector<int64_t>(block_count(keys), window);
     return describe_decoder(config, name(), traits);

@@ -13,6 +13,7 @@ class Qwen2 final : public DecoderFamily {
   ModelSpec describe(const Json& config) const override {
     DecoderTraits traits;
     traits.default_max_positions = 32768;
+    traits.default_kv_heads = 32;
     traits.qkv_bias = true;
     traits.windows = qwen_windows(ConfigKeys(config));
     return describe_decoder(config, name(), traits);

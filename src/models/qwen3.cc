@@ -15,6 +15,7 @@ class Qwen3 final : public DecoderFamily {
     const ConfigKeys keys(config);
     DecoderTraits traits;
     traits.default_max_positions = 32768;
+    traits.default_kv_heads = 32;
     traits.qkv_bias = traits.o_bias = keys.flag_or("attention_bias", false);
     traits.qk_norm = true;
     traits.default_head_dim = 128;

@@ -10,22 +10,26 @@ namespace {
 
 int64_t element_bytes(DType dtype) { return dtype_bits(dtype) / 8; }
 
-// Activation bytes of all micro-batches while cut `cut` is solved: residual stream plus stored carry (see MicroBatch).
-int64_t activation_bytes(const ModelSpec& spec, const PlanJob& job, const BlockSpec& block, size_t cut) {
-  const int64_t tokens = job.samples * job.length, c = element_bytes(job.compute);
+// Activation bytes of `tokens` tokens while cut `cut` is solved: residual stream plus stored carry (see MicroBatch).
+int64_t activation_bytes(const ModelSpec& spec, const PlanJob& job, const BlockSpec& block, size_t cut, int64_t tokens) {
+  const int64_t c = element_bytes(job.compute);
   const bool in_block = cut >= 2;          // after the first residual addition the stream is F32
   const bool carries = cut % 2 == 1;       // o and down consume a stored carry
   return tokens * (spec.hidden * (in_block ? 4 : c) + (carries ? block.cuts[cut].in * c : 0));
 }
 
+int64_t batch_tokens(const RunOptions& options, const PlanJob& job) {
+  const int64_t per_batch = std::max<int64_t>(1, options.run.microbatch_tokens / job.length) * job.length;
+  return std::min(per_batch, job.samples * job.length);
+}
+
 // Largest temporaries of one micro-batch while a cut's linears run.
 int64_t scratch_bytes(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const BlockSpec& block,
                       size_t cut) {
-  const int64_t per_batch = std::max<int64_t>(1, options.run.microbatch_tokens / job.length) * job.length;
-  const int64_t tokens = std::min(per_batch, job.samples * job.length), c = element_bytes(job.compute);
   int64_t outputs = 0;
   for (int linear : block.cuts[cut].linears) outputs += block.linears[linear].out;
-  return tokens * (block.cuts[cut].in * c + outputs * 4 + spec.hidden * 4);
+  return batch_tokens(options, job) *
+         (block.cuts[cut].in * element_bytes(job.compute) + outputs * 4 + spec.hidden * 4);
 }
 
 struct CutMemory {
@@ -59,46 +63,93 @@ void consider(RankPlan& rank, const MemoryBytes& moment, const std::string& name
 
 int64_t& slot(MemoryBytes& bytes, MemoryKind kind) { return bytes[static_cast<size_t>(kind)]; }
 
+using Dtypes = std::function<DType(const std::string&)>;
+
+// What a rank needs besides its blocks: tensors that are only copied.
+void consider_copies(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const Dtypes& dtypes,
+                     RankPlan& rank) {
+  const auto bytes = [&](const TensorSpec& t) { return t.shape.elements() * element_bytes(dtypes(t.name)); };
+  if (rank.embeds) {
+    MemoryBytes moment{};
+    slot(moment, MemoryKind::kEmbedding) = bytes(spec.embedding);
+    if (job.calibrated)
+      slot(moment, MemoryKind::kActivations) = job.samples * job.length * spec.hidden * element_bytes(job.compute);
+    consider(rank, moment, "embedding");
+  }
+  if (!rank.last) return;
+  MemoryBytes head{};
+  if (!spec.tied) slot(head, MemoryKind::kEmbedding) = bytes(spec.head);
+  consider(rank, head, "head");
+  std::vector<PackedSpec> other = job.other;  // unknown tensors are copied shard by shard, each held whole
+  std::sort(other.begin(), other.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  for (const auto& [first, end] : cut_shards(other, options.output.shard_size)) {
+    MemoryBytes moment{};
+    for (size_t i = first; i < end; ++i) slot(moment, MemoryKind::kPacked) += packed_bytes(other[i]);
+    consider(rank, moment, "other tensors");
+  }
+}
+
+// true_sequential=false: one float forward of the block with all its weights, on a copy of each micro-batch, sums all
+// Hessians at once.
+MemoryBytes collect_moment(const RunOptions& options, const ModelSpec& spec, const PlanJob& job,
+                           const BlockSpec& block) {
+  const int64_t batch = batch_tokens(options, job);
+  MemoryBytes moment{};
+  int64_t scratch = 0, copy = 0;
+  for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
+    const CutMemory m = cut_memory(job, block, cut);
+    slot(moment, MemoryKind::kWeights) += m.prepared;
+    slot(moment, MemoryKind::kHessians) += m.hessian * live_partials(options.run.reduction_lanes);
+    scratch = std::max(scratch, scratch_bytes(options, spec, job, block, cut));
+    copy = std::max(copy, activation_bytes(spec, job, block, cut, batch));
+  }
+  slot(moment, MemoryKind::kScratch) = scratch + copy;
+  slot(moment, MemoryKind::kActivations) = activation_bytes(spec, job, block, 0, job.samples * job.length);
+  return moment;
+}
+
+void consider_block(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const OutputFormat& format,
+                    const BlockSpec& block, int64_t number, RankPlan& rank) {
+  const int64_t tokens = job.samples * job.length;
+  const bool whole = job.calibrated && !options.quantize.true_sequential;
+  int64_t packed = 0, kept = 0;  // kept: Hessians that wait for their cut
+  if (whole) {
+    consider(rank, collect_moment(options, spec, job, block), fmt::format("block {}, collect", number));
+    for (const CutSpec& cut : block.cuts) kept += hessian_elements(cut.in) * 4;
+  }
+  for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
+    const CutMemory m = cut_memory(job, block, cut);
+    for (int linear : block.cuts[cut].linears)
+      for (const PackedSpec& tensor :
+           format.packed_specs(block.linears[linear], options.settings_for(block.linears[linear].module), spec.dtype))
+        packed += packed_bytes(tensor);
+    MemoryBytes solve{};
+    slot(solve, MemoryKind::kPacked) = packed;
+    slot(solve, MemoryKind::kWeights) = m.weights + m.codes + m.prepared;
+    slot(solve, MemoryKind::kHessians) = whole ? kept : m.hessian;
+    slot(solve, MemoryKind::kFactor) = m.factor + m.weights;  // factor, and the sweep's working copy
+    if (job.calibrated) slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut, tokens);
+    consider(rank, solve, fmt::format("block {}, solve {}", number, block.cuts[cut].name));
+    if (!job.calibrated) continue;
+    MemoryBytes advance{};
+    slot(advance, MemoryKind::kPacked) = packed;
+    slot(advance, MemoryKind::kWeights) = m.prepared;
+    const bool last = cut + 1 == block.cuts.size();
+    const int64_t next = last ? 0 : hessian_elements(block.cuts[cut + 1].in) * 4;
+    slot(advance, MemoryKind::kHessians) = whole ? kept : next * live_partials(options.run.reduction_lanes);
+    slot(advance, MemoryKind::kScratch) = scratch_bytes(options, spec, job, block, cut);
+    slot(advance, MemoryKind::kActivations) = activation_bytes(spec, job, block, last ? cut : cut + 1, tokens);
+    consider(rank, advance, fmt::format("block {}, run {}", number, block.cuts[cut].name));
+  }
+}
+
 }  // namespace
 
 void plan_memory(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const OutputFormat& format,
                  const std::function<DType(const std::string&)>& dtypes, RankPlan& rank) {
-  const int64_t tokens = job.samples * job.length, c = element_bytes(job.compute);
-  if (rank.embeds) {
-    MemoryBytes moment{};
-    slot(moment, MemoryKind::kEmbedding) =
-        spec.embedding.shape.elements() * element_bytes(dtypes(spec.embedding.name));
-    if (job.calibrated) slot(moment, MemoryKind::kActivations) = tokens * spec.hidden * c;
-    consider(rank, moment, "embedding");
-  }
-  for (int64_t b = rank.blocks.first; b < rank.blocks.end; ++b) {
-    const BlockSpec& block = spec.blocks[b];
-    int64_t packed = 0;
-    for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
-      const CutMemory m = cut_memory(job, block, cut);
-      for (int linear : block.cuts[cut].linears)
-        for (const PackedSpec& tensor :
-             format.packed_specs(block.linears[linear], options.settings_for(block.linears[linear].module), spec.dtype))
-          packed += packed_bytes(tensor);
-      MemoryBytes solve{};
-      slot(solve, MemoryKind::kPacked) = packed;
-      slot(solve, MemoryKind::kWeights) = m.weights + m.codes + m.prepared;
-      slot(solve, MemoryKind::kHessians) = m.hessian;
-      slot(solve, MemoryKind::kFactor) = m.factor + m.weights;  // factor, and the sweep's working copy
-      if (job.calibrated) slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut);
-      consider(rank, solve, fmt::format("block {}, solve {}", b, block.cuts[cut].name));
-      if (!job.calibrated) continue;
-      MemoryBytes advance{};
-      slot(advance, MemoryKind::kPacked) = packed;
-      slot(advance, MemoryKind::kWeights) = m.prepared;
-      const bool last = cut + 1 == block.cuts.size();
-      const int64_t next = last ? 0 : hessian_elements(block.cuts[cut + 1].in) * 4;
-      slot(advance, MemoryKind::kHessians) = next * live_partials(options.run.reduction_lanes);
-      slot(advance, MemoryKind::kScratch) = scratch_bytes(options, spec, job, block, cut);
-      slot(advance, MemoryKind::kActivations) = activation_bytes(spec, job, block, last ? cut : cut + 1);
-      consider(rank, advance, fmt::format("block {}, run {}", b, block.cuts[cut].name));
-    }
-  }
+  consider_copies(options, spec, job, dtypes, rank);
+  for (int64_t b = rank.blocks.first; b < rank.blocks.end; ++b)
+    consider_block(options, spec, job, format, spec.blocks[b], b, rank);
 }
 
 int64_t host_memory_per_rank(int ranks_on_node) {

@@ -23,6 +23,18 @@ int Plan::active_ranks() const {
   return static_cast<int>(std::count_if(ranks.begin(), ranks.end(), [](const RankPlan& r) { return r.blocks.count() > 0; }));
 }
 
+namespace {
+
+// What a file shows of the order: groups are scattered only where columns are solved one after the other, and only if
+// there are groups.
+ActOrder order_on_disk(const QuantizeSettings& settings) {
+  if (settings.skip || settings.act_order != ActOrder::kDynamic) return settings.act_order;
+  const bool scattered = settings.group_size != -1 && find_quantizer(settings.algorithm).needs_hessian();
+  return scattered ? ActOrder::kDynamic : ActOrder::kStatic;
+}
+
+}  // namespace
+
 std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelSpec& spec,
                                          const OutputFormat& format) {
   std::vector<ModuleChoice> choices;
@@ -34,7 +46,7 @@ std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelS
         format.check(linear, settings);
       }
       ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size, settings.symmetric};
-      choice.act_order = settings.act_order;
+      choice.act_order = order_on_disk(settings);
       choices.push_back(std::move(choice));
     }
   if (std::none_of(choices.begin(), choices.end(), [](const ModuleChoice& c) { return c.quantized; }))
@@ -201,8 +213,8 @@ Plan make_plan(const RunOptions& options, const ModelSpec& spec, const OutputFor
       if (linear.bias) plan.source_bytes += source({linear.bias_name(), {linear.out}});
     }
   }
-  plan.micro_batches = static_cast<int64_t>(
-      plan_batches(job.samples, job.length, options.run.reduction_lanes, options.run.microbatch_tokens).size());
+  plan.micro_batches =
+      count_batches(job.samples, job.length, options.run.reduction_lanes, options.run.microbatch_tokens);
   plan.load_warnings = check_load(spec, format, modules);
   refuse_if_too_large(plan);
   return plan;

@@ -87,7 +87,7 @@ std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelS
 std::vector<std::pair<size_t, size_t>> cut_shards(const std::vector<PackedSpec>& tensors, int64_t limit);
 int64_t packed_bytes(const PackedSpec& spec);
 
-// Tables for people, and the same as JSON.
+// Tables for people (long runs of equal lines are shortened), and the same as JSON, which lists the ranks that work.
 std::string plan_text(const Plan& plan, const ModelSpec& spec);
 Json plan_json(const Plan& plan);
 

@@ -4,21 +4,54 @@
 namespace bitmill {
 namespace {
 
+// Lines 0..count-1. Of a run of more than three alike only the first and the last are written, with a line between them
+// that says how many are left out: a plan may be for a million ranks.
+template <typename Alike, typename Line>
+std::string lines_text(int64_t count, const Alike& alike, const Line& line) {
+  std::string text;
+  for (int64_t first = 0; first < count;) {
+    int64_t end = first + 1;
+    while (end < count && alike(first, end)) ++end;
+    if (end - first > 3) {
+      text += line(first);
+      text += fmt::format("  ... {} more like this\n", end - first - 2);
+      first = end - 1;
+    }
+    for (; first < end; ++first) text += line(first);
+  }
+  return text;
+}
+
+std::string rank_line(const RankPlan& rank) {
+  const std::string blocks = rank.blocks.count() == 0 ? std::string("idle")
+                             : fmt::format("{}-{}{}{}", rank.blocks.first, rank.blocks.end - 1,
+                                           rank.embeds ? " +embed" : "", rank.last ? " +head" : "");
+  std::string text = fmt::format("  {:>5} {:>5} {:>14} {:>5.1f}% {:>10}", rank.rank, rank.node, blocks,
+                                 100 * rank.cost, human_bytes(total(rank.peak)));
+  for (int64_t bytes : rank.peak) text += fmt::format(" {:>11}", human_bytes(bytes));
+  return text + "  " + rank.peak_at + "\n";
+}
+
 std::string rank_table(const Plan& plan) {
   std::string text = fmt::format("  {:>5} {:>5} {:>14} {:>6} {:>10}", "rank", "node", "blocks", "work", "peak");
   for (int kind = 0; kind < kMemoryKinds; ++kind)
     text += fmt::format(" {:>11}", memory_kind_name(static_cast<MemoryKind>(kind)));
-  text += "  at\n";
-  for (const RankPlan& rank : plan.ranks) {
-    const std::string blocks = rank.blocks.count() == 0 ? std::string("idle")
-                               : fmt::format("{}-{}{}{}", rank.blocks.first, rank.blocks.end - 1,
-                                             rank.embeds ? " +embed" : "", rank.last ? " +head" : "");
-    text += fmt::format("  {:>5} {:>5} {:>14} {:>5.1f}% {:>10}", rank.rank, rank.node, blocks, 100 * rank.cost,
-                        human_bytes(total(rank.peak)));
-    for (int64_t bytes : rank.peak) text += fmt::format(" {:>11}", human_bytes(bytes));
-    text += "  " + rank.peak_at + "\n";
-  }
-  return text;
+  const auto alike = [&](int64_t i, int64_t j) {
+    const RankPlan &a = plan.ranks[static_cast<size_t>(i)], &b = plan.ranks[static_cast<size_t>(j)];
+    return a.blocks.count() == b.blocks.count() && a.embeds == b.embeds && a.last == b.last && a.peak == b.peak;
+  };
+  return text + "  at\n" + lines_text(static_cast<int64_t>(plan.ranks.size()), alike, [&](int64_t i) {
+           return rank_line(plan.ranks[static_cast<size_t>(i)]);
+         });
+}
+
+std::string file_table(const Plan& plan) {
+  const auto bytes = [&](int64_t i) {
+    return plan.joined ? plan.output_bytes : plan.shards[static_cast<size_t>(i)].tensor_bytes;
+  };
+  return lines_text(
+      static_cast<int64_t>(plan.files.size()), [&](int64_t i, int64_t j) { return bytes(i) == bytes(j); },
+      [&](int64_t i) { return fmt::format("  {} {}\n", plan.files[static_cast<size_t>(i)], human_bytes(bytes(i))); });
 }
 
 std::string load_table(const Plan& plan) {
@@ -50,21 +83,19 @@ std::string plan_text(const Plan& plan, const ModelSpec& spec) {
       plan.machine.ranks, plan.active_ranks());
   text += rank_table(plan);
   for (const std::string& note : plan.notes) text += "  note: " + note + "\n";
-  text += "files:\n";
-  for (size_t i = 0; i < plan.files.size(); ++i)
-    text += fmt::format("  {} {}\n", plan.files[i],
-                        human_bytes(plan.joined ? plan.output_bytes : plan.shards[i].tensor_bytes));
+  text += "files:\n" + file_table(plan);
   return text + "engines:\n" + load_table(plan);
 }
 
 Json plan_json(const Plan& plan) {
   Json ranks = Json::array(), shards = Json::array(), warnings = Json::array();
   for (const RankPlan& rank : plan.ranks) {
+    if (rank.blocks.count() == 0) continue;
     Json peak = Json::object();
     for (int kind = 0; kind < kMemoryKinds; ++kind)
       peak[std::string(memory_kind_name(static_cast<MemoryKind>(kind)))] = rank.peak[static_cast<size_t>(kind)];
     ranks.push_back({{"rank", rank.rank}, {"node", rank.node}, {"first_block", rank.blocks.first},
-                     {"end_block", rank.blocks.end}, {"idle", rank.blocks.count() == 0}, {"work", rank.cost},
+                     {"end_block", rank.blocks.end}, {"work", rank.cost},
                      {"peak_bytes", total(rank.peak)}, {"peak_by_kind", peak}, {"peak_at", rank.peak_at}});
   }
   for (size_t i = 0; i < plan.shards.size(); ++i) {
@@ -77,7 +108,8 @@ Json plan_json(const Plan& plan) {
   return {{"ranks", ranks}, {"shards", shards}, {"files", plan.files}, {"notes", plan.notes},
           {"source_bytes", plan.source_bytes}, {"output_bytes", plan.output_bytes},
           {"bits_per_weight", plan.bits_per_weight}, {"samples", plan.job.samples}, {"length", plan.job.length},
-          {"micro_batches", plan.micro_batches}, {"active_ranks", plan.active_ranks()}, {"load_warnings", warnings},
+          {"micro_batches", plan.micro_batches}, {"active_ranks", plan.active_ranks()},
+          {"idle_ranks", plan.machine.ranks - plan.active_ranks()}, {"load_warnings", warnings},
           {"compute", plan.job.compute == DType::kBF16 ? "bfloat16" : "float32"}};
 }
 

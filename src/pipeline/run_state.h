@@ -12,8 +12,8 @@
 
 namespace bitmill {
 
-// Everything that changes the numbers of the result, by key: the numeric settings, the resolved compute type, the version
-// and digests of the inputs. Paths, ranks, threads, dates and hosts are not in it.
+// Everything that changes the numbers or the files of the result, by key: the numeric settings (output.shard_size among
+// them), the resolved compute type, the version and digests of the inputs. Paths, ranks, threads, dates and hosts are not in it.
 using Fingerprint = std::map<std::string, std::string>;
 
 // 16 hex digits of XXH3-64.

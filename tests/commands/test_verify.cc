@@ -76,6 +76,23 @@ std::string broken(const std::string& format, const std::function<void(Draft&)>&
   return json["violations"].dump();
 }
 
+// With desc_act groups may be scattered, and each still holds its 32 columns.
+TEST(Verify, ScatteredGroupsAreWholeGroups) {
+  const auto scattered = [](Draft& d) {
+    d.config["quantization_config"]["desc_act"] = true;
+    (*d.repeated)["desc_act"] = true;
+  };
+  EXPECT_EQ(verify(QuantizedModel(source(), "gptq", true, scattered).path()).first, 0);
+  EXPECT_THAT(broken(
+                  "gptq",
+                  [&](Draft& d) {
+                    scattered(d);
+                    d.tensors.at(kUp + ".g_idx").as<int32_t>()[0] = 1;
+                  },
+                  false),
+              HasSubstr("group 0 of g_idx holds 31 columns, expected 32"));
+}
+
 TEST(Verify, NamesBrokenTensors) {
   EXPECT_THAT(broken(
                   "gptq", [](Draft& d) { d.tensors.erase(kUp + ".g_idx"); }, false),

@@ -182,8 +182,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"quantize.damp_max", "inf", "number"},
         BadValue{"quantize.symmetric", "True", "true or false"},
         BadValue{"quantize.on_failed", "skip", "rtn or fail"},
-        BadValue{"quantize.act_order", "dynamic", "not in this version; expected none or static"},
-        BadValue{"quantize.act_order", "yes", "expected none or static"},
+        BadValue{"quantize.act_order", "yes", "expected none or static or dynamic"},
         BadValue{"quantize.lm_head", "true", "not in this version"},
         BadValue{"quantize.untie", "on", "not in this version"},
         BadValue{"quantize.min_expert_tokens", "-1", ">= 0"},
@@ -229,14 +228,14 @@ TEST(Options, ValuesThatAreOnOffer) {
       quantize({"--quantize.damp=0", "--run.stage_width=1", "--run.resume=never",
                 "--run.checkpoint=60s", "--run.device_memory=80GB", "--run.max_time=",
                 "--run.share_gpu=no", "--calibration.samples=100000000", "--run.threads=2",
-                "--run.watchdog=5m", "--run.compute=bfloat16", "--quantize.act_order=none",
+                "--run.watchdog=5m", "--run.compute=bfloat16", "--quantize.act_order=dynamic",
                 "--output.format=anything", "--evaluate.reference="});
   EXPECT_EQ(o.quantize.damp, 0);
   EXPECT_EQ(o.run.checkpoint, "60s");
   EXPECT_EQ(o.calibration.samples, 100'000'000);
   EXPECT_EQ(o.run.watchdog, 300);
   EXPECT_EQ(o.run.compute, Compute::kBFloat16);
-  EXPECT_EQ(o.quantize.act_order, ActOrder::kNone);
+  EXPECT_EQ(o.quantize.act_order, ActOrder::kDynamic);
   EXPECT_EQ(o.output.format, "anything");
 }
 

@@ -80,6 +80,12 @@ check 2 "quantize\.group_size" 0 --quantize.grup_size=64
 check 2 "bits" 0 --quantize.bits=5
 check 2 "bits" 0 --quantize.bits=3 --output.format=compressed-tensors
 check 2 "gptq_v2" 0 --quantize.symmetric=false --output.format=gptq
+for format in compressed-tensors awq; do
+  check 2 "act_order=dynamic.*gptq or gptq_v2" 0 --quantize.act_order=dynamic --output.format="$format"
+done
+check 2 "awq stores 4 bits.*gptq" 0 --quantize.bits=8 --output.format=awq
+check 2 "awq.*one scheme" 0 --output.format=awq "--quantize.rule=.*down_proj group_size=64"
+check 2 "resum.*not in this version" 0 --run.resume=must
 check 2 "gptq" 0 --quantize.algorithm=gptk
 check 2 "compressed-tensors" 0 --output.format=compresed-tensors
 check 2 "act_order" 0 --quantize.act_order=sideways

@@ -40,6 +40,11 @@ quantize ct8 --quantize.bits=8 --output.format=compressed-tensors
 quantize ct4a --quantize.symmetric=false --output.format=compressed-tensors
 quantize gptq3a --quantize.bits=3 --quantize.symmetric=false --output.format=gptq_v2
 quantize gptq2a --quantize.bits=2 --quantize.group_size=64 --quantize.symmetric=false --output.format=gptq_v2
+quantize gptq4dynamic --quantize.act_order=dynamic
+quantize awq4 --output.format=awq
+quantize awq4a --output.format=awq --quantize.symmetric=false
+quantize awq4row --output.format=awq --quantize.group_size=-1 --quantize.act_order=dynamic
+quantize gptq4row --quantize.group_size=-1
 quantize rtn4 --quantize.algorithm=rtn
 
 near gptq4 1.06
@@ -49,9 +54,17 @@ near gptq8 1.01
 near ct8 1.01
 near gptq3a 1.20
 near gptq2a 1.80
+near gptq4dynamic 1.06
+near awq4a 1.06
+near awq4row 1.12
 near rtn4 1.12
 
 [ "$(value gptq4 nll)" = "$(value gptq4v2 nll)" ] || complain "gptq and gptq_v2 of the same settings differ in nll"
+# The codes do not depend on the format, and one group per row has no groups to scatter.
+[ "$(value gptq4 nll)" = "$(value awq4 nll)" ] || complain "gptq and awq of the same settings differ in nll"
+[ "$(value gptq4row nll)" = "$(value awq4row nll)" ] || complain "the dynamic order of rows differs from the static one"
+grep -q '"desc_act": true' "$work/gptq4dynamic/config.json" || complain "act_order=dynamic is not desc_act=true"
+[ "$(value gptq4 nll)" != "$(value gptq4dynamic nll)" ] || complain "act_order=dynamic gives what static gives"
 # GPTQ against rounding: the reason for all of this.
 python3 -c "import sys; sys.exit(not float(sys.argv[1]) < float(sys.argv[2]))" "$(value gptq4 nll)" "$(value rtn4 nll)" ||
   complain "gptq ($(value gptq4 nll)) is not better than rtn ($(value rtn4 nll))"
@@ -60,7 +73,7 @@ python3 -c "import sys; sys.exit(not float(sys.argv[1]) < float(sys.argv[2]))" "
 evaluate gptq4-ranks "$work/gptq4" 3
 [ "$(value gptq4 nll)" = "$(value gptq4-ranks nll)" ] || complain "quantized nll depends on ranks"
 
-for name in gptq4 gptq4v2 ct4 gptq3a gptq2a; do
+for name in gptq4 gptq4v2 ct4 gptq3a gptq2a gptq4dynamic awq4 awq4a awq4row; do
   must 0 verify "$work/$name" --against configs/demo/model
 done
 

@@ -25,6 +25,8 @@ compare() {
 compare symmetric "0x1 1x2 1x3 2x1 2x3 3x2 5x1 6x1"
 compare asymmetric "1x1 2x2 3x3 5x2" --quantize.bits=3 --quantize.group_size=64 --quantize.symmetric=false \
   --output.format=gptq_v2
+compare dynamic "1x1 2x3 3x2" --quantize.act_order=dynamic
+compare awq "1x1 2x3 5x2" --output.format=awq --quantize.symmetric=false --quantize.group_size=64
 # Many small shards instead of one file: the cuts must not depend on ranks either.
 compare shards "1x1 3x1" --output.shard_size=500KB --output.format=compressed-tensors
 

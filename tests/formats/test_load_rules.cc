@@ -48,7 +48,7 @@ std::string text_of(const std::vector<LoadWarning>& warnings, int parallel) {
 }
 
 TEST(LoadRules, ALargeModelLoadsEverywhere) {
-  for (const char* format : {"gptq", "compressed-tensors"})
+  for (const char* format : {"gptq", "compressed-tensors", "awq"})
     EXPECT_TRUE(check(model(8192, 28672, 8, 128), format, 4, 128).empty());
 }
 
@@ -83,9 +83,23 @@ TEST(LoadRules, SchemesThatAnEngineHasNoKernelFor) {
               HasSubstr("vLLM reads gptq only with 4 or 8 bits"));
   EXPECT_THAT(text_of(check(spec, "gptq_v2", 4, 128, false), 1), HasSubstr("symmetric=true"));
   EXPECT_EQ(text_of(check(spec, "compressed-tensors", 4, 128, false), 1), "");
+  EXPECT_EQ(text_of(check(spec, "awq", 4, 128, false), 1), "");
   EXPECT_THAT(text_of(check(spec, "compressed-tensors", 2, 128, false), 1),
               HasSubstr("4 or 8 bits"));
   EXPECT_THAT(text_of(check(spec, "gptq", 4, 256), 1), HasSubstr("group_size=256"));
+}
+
+TEST(LoadRules, ScatteredGroups) {
+  const ModelSpec spec = model(8192, 28672, 8, 128);
+  ModuleChoice choice;
+  choice.module = spec.blocks[0].linears[0].module;
+  choice.bits = 4;
+  choice.group_size = 128;
+  choice.act_order = ActOrder::kDynamic;
+  EXPECT_THAT(text_of(check_load(spec, find_format("gptq"), {choice}), 1),
+              HasSubstr("vLLM refuses desc_act=true with groups"));
+  choice.group_size = -1;  // one group per row: nothing is scattered
+  EXPECT_EQ(text_of(check_load(spec, find_format("gptq"), {choice}), 1), "");
 }
 
 TEST(LoadRules, DimensionsThatDoNotDivide) {

@@ -4,8 +4,9 @@
 
 #include "algorithms/quantizer.h"
 #include "formats/format.h"
-#include "io/safetensors.h"
+#include "formats/stored_tensors.h"
 #include "io/json.h"
+#include "io/safetensors.h"
 
 namespace bitmill::golden {
 namespace {
@@ -204,6 +205,21 @@ void run_hessian(const Json& c, const Tensors& inputs, DType dtype, Backend& bac
   outcome.tensors["out.count"] = single(DType::kI64, hessian.samples);
 }
 
+// A pack case may come with a g_idx of other groups than its options (pack_b4_ragged_blocks has 27,
+// 27 and 26 columns instead of 32, 32 and 16). Only gptq words hold g_idx; AWQ words mean the
+// options, so they are packed with the groups of the options.
+void add_pack_words(const Json& c, QuantizedLinear& linear, Outcome& outcome) {
+  Json sequential = c, given = c;
+  for (const char* key : {"formats", "refuse_formats"}) {
+    sequential[key] = given[key] = Json::array();
+    for (const Json& name : c.value(key, Json::array()))
+      (name == "awq" ? sequential : given)[key].push_back(name);
+  }
+  add_words(given, linear, outcome);
+  linear.g_idx = make_group_index(linear.in(), linear.group_size);
+  add_words(sequential, linear, outcome);
+}
+
 void run_pack(const Json& c, Tensors& inputs, Outcome& outcome) {
   QuantizedLinear linear;
   linear.bits = c.at("options").value("bits", 4);
@@ -215,7 +231,7 @@ void run_pack(const Json& c, Tensors& inputs, Outcome& outcome) {
   linear.zeros = Tensor(DType::kU8, inputs.at("in.zeros").shape());
   std::copy_n(inputs.at("in.zeros").as<int32_t>(), linear.zeros.elements(),
               linear.zeros.as<uint8_t>());
-  add_words(c, linear, outcome);
+  add_pack_words(c, linear, outcome);
 }
 
 // Does the tensor belong to a stored format that this version cannot write?
@@ -230,6 +246,7 @@ std::optional<std::string> format_name(const std::string& golden_format) {
   if (golden_format == "gptq_v1") return "gptq";
   if (golden_format == "gptq_v2") return "gptq_v2";
   if (golden_format == "ct") return "compressed-tensors";
+  if (golden_format == "awq") return "awq";
   return std::nullopt;
 }
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Loads OUT (gptq or gptq_v2) on the CPU and measures perplexity.
+"""Loads OUT (gptq, gptq_v2 or awq) on the CPU and measures perplexity.
 --loader gptqmodel: GPTQModel with its plain torch kernel; transformers: AutoModelForCausalLM over optimum and GPTQModel."""
+import json
 import os
+import pathlib
 
 import common
 
@@ -12,13 +14,13 @@ import safetensors
 import torch
 from gptqmodel import BACKEND, GPTQModel
 from gptqmodel.nn_modules.qlinear import BaseQuantLinear
-from pathlib import Path
 
 torch.set_num_threads(arguments.threads)
 complaints = common.Complaints()
 problems = []
+method = json.loads((pathlib.Path(arguments.out) / "config.json").read_text())["quantization_config"]["quant_method"]
 if arguments.loader == "gptqmodel":
-    backend = getattr(BACKEND, "GPTQ_TORCH", None) or BACKEND.TORCH
+    backend = getattr(BACKEND, f"{method.upper()}_TORCH", None) or BACKEND.TORCH
     model = GPTQModel.load(arguments.out, device="cpu", backend=backend).model
 else:
     from transformers import AutoModelForCausalLM
@@ -30,13 +32,14 @@ else:
 quantized = {name for name, module in model.named_modules() if isinstance(module, BaseQuantLinear)}
 held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 stored = {}
-for path in sorted(Path(arguments.out).glob("*.safetensors")):
+for path in sorted(pathlib.Path(arguments.out).glob("*.safetensors")):
     with safetensors.safe_open(path, "pt") as file:
         stored |= {name: file.get_tensor(name) for name in file.keys()}
 packed = {name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")}
 problems += [f"{name}: packed in the files but not quantized in the model, or the reverse" for name in sorted(packed ^ quantized)]
+parts = ("qzeros", "scales") if method == "awq" else ("qzeros", "scales", "g_idx")
 for module in sorted(packed):
-    problems += [f"{module}.{part} is missing in the files" for part in ("qzeros", "scales", "g_idx") if f"{module}.{part}" not in stored]
+    problems += [f"{module}.{part} is missing in the files" for part in parts if f"{module}.{part}" not in stored]
 for name, tensor in stored.items():
     if name.rpartition(".")[0] in packed:
         continue

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Reads the bytes of OUT (gptq, gptq_v2, compressed-tensors) with numpy alone, as docs of the formats describe them, and
+"""Reads the bytes of OUT (gptq, gptq_v2, compressed-tensors, awq) with numpy alone, as docs of the formats describe them, and
 compares with the float checkpoint SRC: every linear within --bound of the source (relative Frobenius norm), every other
 tensor equal bit for bit, no tensor missing or left over. usage: read_numpy.py OUT SRC [--bound 0.2]"""
 import argparse
@@ -65,6 +65,24 @@ def read_compressed(tensors, module, scheme):
     return (codes - zeros.repeat(group, 1)) * scales.repeat(group, 1)
 
 
+def unpack_interleaved(words):
+    """AWQ words [n, rows/8]: nibble of row 8c + k of word c is (0, 4, 1, 5, 2, 6, 3, 7)[k] -> codes [n, rows]."""
+    nibbles = np.array([0, 4, 1, 5, 2, 6, 3, 7], np.uint32)
+    codes = (words.view(np.uint32)[:, :, None] >> (4 * nibbles)) & 15
+    return codes.reshape(words.shape[0], -1).astype(np.int32)
+
+
+def read_awq(tensors, module, config):
+    """weight [out, in] from qweight [in, out/8], qzeros [groups, out/8], scales [groups, out]."""
+    codes = unpack_interleaved(tensors[f"{module}.qweight"][1])
+    zeros = unpack_interleaved(tensors[f"{module}.qzeros"][1])
+    scales = floats(tensors[f"{module}.scales"])
+    group = len(codes) // len(scales)
+    if config["meta"]["symmetric"]:
+        assert (zeros == 8).all(), f"{module}: a symmetric grid with other zero points"
+    return ((codes - zeros.repeat(group, 0)) * scales.repeat(group, 0)).T
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
@@ -80,6 +98,8 @@ def main():
     for module in modules:
         if compressed:
             weight = read_compressed(out, module, config["config_groups"]["group_0"]["weights"])
+        elif config["quant_method"] == "awq":
+            weight = read_awq(out, module, config)
         else:
             weight = read_gptq(out, module, config, config["checkpoint_format"] == "gptq_v2")
         want = floats(source[f"{module}.weight"])

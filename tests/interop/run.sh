@@ -59,12 +59,21 @@ output ct4 --output.format=compressed-tensors && {
   same ct4 transformers load_transformers.py --mode compressed
 }
 output ct4a --output.format=compressed-tensors --quantize.symmetric=false && same ct4a transformers load_transformers.py
-output gptq4 --output.format=gptq && {
-  same gptq4 gptqmodel load_gptqmodel.py
-  same gptq4 gptqmodel load_gptqmodel.py --loader transformers
+# both NAME: through GPTQModel's own loader and through transformers.
+both() {
+  same "$1" gptqmodel load_gptqmodel.py
+  same "$1" gptqmodel load_gptqmodel.py --loader transformers
 }
+output gptq4 --output.format=gptq && both gptq4
+output gptq4dynamic --output.format=gptq --quantize.act_order=dynamic && both gptq4dynamic
+output awq4 --output.format=awq && both awq4
+output awq4a --output.format=awq --quantize.symmetric=false && both awq4a
+# A linear left in float, which each loader knows from another key; and codes of another algorithm in the same format.
+output awq4skip --output.format=awq --quantize.algorithm=rtn --quantize.rule='.*layers\.1\.mlp\.down_proj skip=true' &&
+  both awq4skip
+output gptq4skip --output.format=gptq --quantize.rule='.*\.mlp\.down_proj skip=true' && both gptq4skip
 bound=0.45
-output gptq3a --output.format=gptq_v2 --quantize.bits=3 --quantize.symmetric=false && same gptq3a gptqmodel load_gptqmodel.py
+output gptq3a --output.format=gptq_v2 --quantize.bits=3 --quantize.symmetric=false && both gptq3a
 bound=0.02
 output gptq8 --output.format=gptq --quantize.bits=8 && same gptq8 gptqmodel load_gptqmodel.py
 output ct8 --output.format=compressed-tensors --quantize.bits=8 && same ct8 transformers load_transformers.py

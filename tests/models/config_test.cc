@@ -119,6 +119,29 @@ TEST(Describe, DefaultsAndNulls) {
   EXPECT_FLOAT_EQ(spec.norm_eps, 1e-6f);
 }
 
+// The defaults of the families' own configuration classes.
+TEST(Describe, HeadsOfKeysAndValues) {
+  struct Case {
+    const char *architecture, *model_type;
+    int64_t absent;
+  };
+  for (const Case& c : {Case{"LlamaForCausalLM", "llama", 64}, Case{"MistralForCausalLM", "mistral", 8},
+                        Case{"Qwen2ForCausalLM", "qwen2", 32}, Case{"Qwen3ForCausalLM", "qwen3", 32}}) {
+    Json config = of(c.architecture, c.model_type);
+    config["hidden_size"] = 4096;
+    config["num_attention_heads"] = 64;
+    EXPECT_EQ(describe(config).kv_heads, 2) << c.model_type;
+    config["num_key_value_heads"] = nullptr;
+    EXPECT_EQ(describe(config).kv_heads, 64) << c.model_type;
+    config.erase("num_key_value_heads");
+    EXPECT_EQ(describe(config).kv_heads, c.absent) << c.model_type;
+  }
+  Json small = of("MistralForCausalLM", "mistral");
+  small.erase("num_key_value_heads");
+  EXPECT_THAT(refusal(small), HasSubstr("num_key_value_heads 8 (the family's default) does not divide "
+                                        "num_attention_heads 4"));
+}
+
 TEST(Describe, DtypeIsGivenInEitherSpellingOrNotAtAll) {
   Json config = llama();
   EXPECT_TRUE(describe(config).dtype_given);

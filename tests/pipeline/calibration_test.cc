@@ -32,6 +32,8 @@ TEST(PlanBatches, EverySampleOnceAndNoBatchCrossesALane) {
           next += batch.samples;
         }
         EXPECT_EQ(next, samples);
+        EXPECT_EQ(count_batches(samples, 512, lanes, tokens),
+                  static_cast<int64_t>(plan_batches(samples, 512, lanes, tokens).size()));
       }
 }
 
@@ -39,6 +41,11 @@ TEST(PlanBatches, ASampleLongerThanTheLimitIsABatchOfItsOwn) {
   const auto batches = plan_batches(3, 4096, 1, 2048);
   ASSERT_EQ(batches.size(), 3u);
   EXPECT_EQ(batches[0].samples, 1);
+}
+
+// 10^12 samples of one token in 32 lanes of 31,250,000,000, 2048 to a batch: 15,258,790 (rounded up) per lane.
+TEST(CountBatches, TakesAsLongForAnyNumberOfSamples) {
+  EXPECT_EQ(count_batches(1'000'000'000'000, 1, 32, 2048), 32 * 15'258'790);
 }
 
 }  // namespace

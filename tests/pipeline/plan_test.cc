@@ -2,6 +2,8 @@
 // 4 heads of 32, 2 kv heads, vocabulary 512, untied, bf16).
 #include "pipeline/plan.h"
 
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -82,6 +84,33 @@ TEST_F(PlanTest, MoreRanksThanBlocksAreNamedIdle) {
   EXPECT_THAT(plan_text(p, spec_), HasSubstr("idle"));
 }
 
+TEST_F(PlanTest, AMillionRanksAreAFewLines) {
+  const Plan p = plan(1'000'000);
+  const std::string text = plan_text(p, spec_);
+  EXPECT_LT(std::count(text.begin(), text.end(), '\n'), 40);
+  EXPECT_THAT(text, HasSubstr("  ... 999996 more like this\n"));  // 2 work; of the idle the first and the last are shown
+  EXPECT_THAT(text, HasSubstr("\n  999999 "));
+  EXPECT_EQ(plan_json(p).at("ranks").size(), 2u);
+  EXPECT_EQ(plan_json(p).at("idle_ranks"), 999'998);
+}
+
+// Ranks in the middle of a deep model own as many blocks each and need the same memory.
+TEST_F(PlanTest, EqualRanksAndFilesAreElidedInTheMiddle) {
+  for (int64_t b = 2; b < 40; ++b) spec_.blocks.push_back(spec_.blocks[1]);
+  options_.output.shard_size = 100000;
+  const std::string text = plan_text(plan(40), spec_);
+  EXPECT_THAT(text, HasSubstr("  ... 36 more like this\n"));  // ranks 1 to 38: the first and last differ
+  EXPECT_THAT(text, HasSubstr("model-00002-of-00043.safetensors"));
+  EXPECT_THAT(text, ::testing::Not(HasSubstr("model-00003-of-00043.safetensors")));
+  EXPECT_THAT(text, HasSubstr("model-00041-of-00043.safetensors"));
+}
+
+TEST_F(PlanTest, HugeSampleCountsArePlannedAtOnce) {
+  job_.samples = 1'000'000'000;
+  job_.length = 1000;
+  EXPECT_EQ(plan(1).micro_batches, 32 * (31'250'000 / 2));  // 32 lanes, two samples of 1000 tokens to a batch
+}
+
 TEST_F(PlanTest, RefusesWhatDoesNotFitAndSaysWhatHelps) {
   machine_.memory_per_rank = 100000;
   try {
@@ -102,12 +131,76 @@ TEST_F(PlanTest, ActivationsAreCountedByHand) {
   EXPECT_EQ(p.ranks[0].peak[static_cast<size_t>(MemoryKind::kActivations)], tokens * (128 * 4 + 256 * 2));
 }
 
+int64_t part(const Plan& plan, MemoryKind kind) { return plan.ranks[0].peak[static_cast<size_t>(kind)]; }
+
+// One forward of the whole block with all Hessians open: 128 tokens, so one micro-batch.
+TEST_F(PlanTest, CollectingAWholeBlockByHand) {
+  options_.quantize.true_sequential = false;
+  const Plan p = plan(1);
+  EXPECT_EQ(p.ranks[0].peak_at, "block 0, collect");
+  EXPECT_EQ(part(p, MemoryKind::kWeights), 2 * (896 * 128 + 128 * 256));  // all linears in bf16
+  // qkv, o and gate_up have one tile of 128 x 128, down the three of a lower triangle; of 32 lanes up to log2(32) + 2 = 7
+  // sums are open.
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 7 * 4 * (3 + 3) * 128 * 128);
+  EXPECT_EQ(part(p, MemoryKind::kActivations), 128 * 128 * 2);
+  // gate_up: input in bf16, 512 outputs and the residual in F32; and the copy of the batch, largest before down: the F32
+  // residual and the bf16 carry of 256 channels.
+  EXPECT_EQ(part(p, MemoryKind::kScratch), 128 * (128 * 2 + 512 * 4 + 128 * 4) + 128 * (128 * 4 + 256 * 2));
+  EXPECT_EQ(part(p, MemoryKind::kFactor), 0);
+}
+
+// Many tokens: activations outweigh the sums, and the Hessians of all four cuts wait for their turn.
+TEST_F(PlanTest, HessiansOfAWholeBlockStayUntilTheyAreSolved) {
+  options_.quantize.true_sequential = false;
+  job_.samples = 1000;
+  const Plan p = plan(1);
+  EXPECT_THAT(p.ranks[0].peak_at, ::testing::StartsWith("block 0, run gate_up"));
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 4 * (3 + 3) * 128 * 128);
+}
+
+TEST_F(PlanTest, UnknownTensorsAreHeldOneShardAtATime) {
+  job_.other = {{"b", DType::kF32, {1000, 1000}}, {"a", DType::kF32, {500, 1000}}, {"c", DType::kBF16, {1000, 1000}}};
+  EXPECT_EQ(plan(1).ranks[0].peak_at, "other tensors");
+  EXPECT_EQ(part(plan(1), MemoryKind::kPacked), 8'000'000);  // 2 + 4 + 2 MB in one shard
+  options_.output.shard_size = 6'000'000;                    // a and b, then c
+  EXPECT_EQ(part(plan(1), MemoryKind::kPacked), 6'000'000);
+  const Plan two = plan(2);  // the last rank copies them
+  EXPECT_NE(two.ranks[0].peak_at, "other tensors");
+  EXPECT_EQ(two.ranks[1].peak_at, "other tensors");
+}
+
+TEST_F(PlanTest, AnUntiedHeadIsHeldWhileItIsCopied) {
+  spec_.head.shape = {512 * 100, 128};
+  const Plan p = plan(2);
+  EXPECT_EQ(p.ranks[1].peak_at, "head");
+  EXPECT_EQ(p.ranks[1].peak[static_cast<size_t>(MemoryKind::kEmbedding)], 512 * 100 * 128 * 2);
+}
+
 TEST_F(PlanTest, SettingsThatCannotBeStoredAreRefused) {
   options_.quantize.bits = 5;
   EXPECT_THROW(plan(1), Error);
   options_.quantize.bits = 4;
   options_.quantize.group_size = 48;
   EXPECT_THROW(plan(1), Error);
+}
+
+// Only groups that are solved in the order of columns can scatter: that is what reaches the file.
+TEST_F(PlanTest, DynamicOrderIsDynamicOnDiskOnlyWithGroupsAndASolver) {
+  options_.quantize.act_order = ActOrder::kDynamic;
+  const auto order = [&] { return choose_modules(options_, spec_, find_format("gptq")).front().act_order; };
+  EXPECT_EQ(order(), ActOrder::kDynamic);
+  options_.quantize.group_size = -1;
+  EXPECT_EQ(order(), ActOrder::kStatic);
+  EXPECT_NO_THROW(choose_modules(options_, spec_, find_format("compressed-tensors")));
+  options_.quantize.group_size = 128;
+  EXPECT_THROW(choose_modules(options_, spec_, find_format("compressed-tensors")), Error);
+  options_.quantize.algorithm = "rtn";
+  EXPECT_EQ(order(), ActOrder::kStatic);
+}
+
+TEST_F(PlanTest, EnginesAreNamedThatRefuseScatteredGroups) {
+  options_.quantize.act_order = ActOrder::kDynamic;
+  EXPECT_THAT(plan_text(plan(1), spec_), HasSubstr("desc_act=true"));
 }
 
 TEST_F(PlanTest, SkippingEveryModuleIsRefused) {

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <map>
 #include <random>
 
 #include "pipeline/forward.h"
@@ -64,6 +66,27 @@ TEST_F(StageTest, EveryLinearIsRecordedOnceWithAllTokens) {
     EXPECT_LT(record.relative_error, 0.1) << record.module;
   }
   EXPECT_FALSE(block.failed);
+}
+
+// Groups follow the order of solving: g_idx is a permutation of full groups, one per input for the linears that share it.
+TEST_F(StageTest, DynamicOrderScattersGroupsAlikeOverACut) {
+  options_.quantize.act_order = ActOrder::kDynamic;
+  const auto backend = make_backend({"cpu", DType::kF32, 1});
+  Activations activations = embedded(*backend);
+  const PackedBlock block = run(*backend, activations);
+  std::map<std::string, std::vector<int32_t>> groups;
+  for (const NamedTensor& t : block.tensors)
+    if (t.name.ends_with(".g_idx"))
+      groups[t.name.substr(t.name.find("layers.0.") + 9)] = {t.data.as<int32_t>(), t.data.as<int32_t>() + t.data.elements()};
+  ASSERT_EQ(groups.size(), 7u);
+  EXPECT_EQ(groups["self_attn.q_proj.g_idx"], groups["self_attn.k_proj.g_idx"]);
+  EXPECT_EQ(groups["mlp.gate_proj.g_idx"], groups["mlp.up_proj.g_idx"]);
+  EXPECT_NE(groups["self_attn.q_proj.g_idx"], groups["mlp.up_proj.g_idx"]);
+  for (auto& [name, group] : groups) {
+    EXPECT_FALSE(std::is_sorted(group.begin(), group.end())) << name;
+    std::sort(group.begin(), group.end());
+    for (size_t i = 0; i < group.size(); ++i) EXPECT_EQ(group[i], static_cast<int32_t>(i) / 32) << name;
+  }
 }
 
 // The block's output is what a reader of the packed tensors computes: propagation uses the dequantized weights.
