@@ -1,9 +1,14 @@
 // Grid arithmetic: the only place that rounds weights. Scalar, header-only, for float and double, so that every backend's
 // kernels and the reference tests run this very code. Compile users with -ffp-contract=off.
 //
-// A grid is (scale, zero, maxq): code = clamp(rint(w / scale) + zero, 0, maxq), value = scale * (code - zero).
+// A grid is two numbers per row and group, and a kind that says what codes mean on it. A kind is one value of GridKind, one
+// struct with `code` and `value` below, one case of with_codes and, if its range is fitted in another way, of fit_grid. Loops
+// over weights are written once, inside with_codes: the kind is chosen per call, never per weight.
+//
+// Uniform: (scale, zero): code = clamp(rint(w / scale) + zero, 0, maxq), value = scale * (code - zero).
 // IEEE division (never a reciprocal), round half to even, scale = (xmax - xmin) / maxq; the scale takes its stored type
 // before zero point and codes are computed. Source: Frantar et al., arXiv 2210.17323, and docs/algorithms.md.
+// Ternary: (largest, smallest) weight: the values smallest, 0, largest.
 #pragma once
 
 #include <algorithm>
@@ -14,12 +19,31 @@
 
 namespace bitmill {
 
+enum class GridKind : uint8_t {
+  kUniform,
+  kTernary,  // reference checks only: no output format stores it
+};
+
+// What codes mean; a plain number of bits is a uniform grid.
+struct CodeType {
+  CodeType(int code_bits, GridKind code_kind = GridKind::kUniform)  // NOLINT: implicit on purpose
+      : bits(code_bits), kind(code_kind) {}
+  int bits;  // uniform: codes are 0..2^bits-1
+  GridKind kind;
+};
+
 // The type a format stores scales in; kF64: not rounded (reference checks only).
 struct GridOptions {
   int bits = 4;
   bool symmetric = true;
   bool mse = false;                  // search 80 shrunk ranges for the least sum |w - q|^2.4
   DType scale_dtype = DType::kF16;   // kF16, kBF16, kF32, kF64
+  GridKind kind = GridKind::kUniform;
+  // Symmetric ranges are mirrored also where no weight is negative. False (reference checks only): there the range stays
+  // [0, xmax] around a zero point in its middle, as the original program has it, which clips the upper half.
+  bool mirror = true;
+
+  CodeType codes() const { return {bits, kind}; }
 };
 
 template <typename T>
@@ -72,9 +96,36 @@ inline T from_code(T code, Grid<T> grid) {
   return grid.scale * (code - grid.zero);
 }
 
+// The kinds. Each has code(weight, grid) and value(code, grid), codes as T.
+template <typename T>
+struct UniformCodes {
+  T maxq;
+  T code(T w, Grid<T> grid) const { return to_code(w, grid, maxq); }
+  T value(T code, Grid<T> grid) const { return from_code(code, grid); }
+};
+
+// Codes 0, 1, 2 are grid.zero (the smallest weight), 0 and grid.scale (the largest); borders lie half way.
+template <typename T>
+struct TernaryCodes {
+  T code(T w, Grid<T> grid) const {
+    return T(1) + T(w > grid.scale / 2 ? 1 : 0) - T(w < grid.zero / 2 ? 1 : 0);
+  }
+  T value(T code, Grid<T> grid) const {
+    return code == T(2) ? grid.scale : code == T(0) ? grid.zero : T(0);
+  }
+};
+
+// Calls body(codes) with the struct of the type's kind.
+template <typename T, typename Body>
+decltype(auto) with_codes(CodeType type, const Body& body) {
+  if (type.kind == GridKind::kTernary) return body(TernaryCodes<T>{});
+  return body(UniformCodes<T>{T((1 << type.bits) - 1)});
+}
+
 // Grid of `count` weights w[0], w[stride], ...: the range always contains 0; symmetric ranges are mirrored also where a
-// group has no negative weight; an all-zero group gets [-1, 1] and the middle zero point 2^(bits-1), whatever rounding
-// 1 / scale would give.
+// group has no negative weight (see GridOptions::mirror); an all-zero group gets [-1, 1] and the middle zero point
+// 2^(bits-1), whatever rounding 1 / scale would give. A ternary grid is the range itself, in T: mse and scale_dtype have
+// no say in it.
 template <typename T>
 Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
   T xmin = 0, xmax = 0;
@@ -84,8 +135,10 @@ Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& o
   }
   if (options.symmetric) {
     xmax = std::max(-xmin, xmax);
-    xmin = -xmax;
+    if (options.mirror || xmin < 0) xmin = -xmax;
   }
+  if (options.kind == GridKind::kTernary)
+    return xmin == 0 && xmax == 0 ? Grid<T>{T(1), T(-1)} : Grid<T>{xmax, xmin};
   if (xmin == 0 && xmax == 0) {
     Grid<T> empty = grid_from_range(T(-1), T(1), options);
     empty.zero = T(1 << (options.bits - 1));
