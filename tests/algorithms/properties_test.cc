@@ -74,7 +74,7 @@ class PropertiesTest : public ::testing::Test {
   template <typename Body>
   void for_layers(int count, uint64_t seed, const Body& body) {
     for (int i = 0; i < count; ++i) {
-      const Layer layer = random_layer(seed + static_cast<uint64_t>(i));
+      Layer layer = random_layer(seed + static_cast<uint64_t>(i));
       SCOPED_TRACE(layer.text());
       body(layer);
       if (::testing::Test::HasFatalFailure()) return;
@@ -103,7 +103,7 @@ std::vector<int64_t> random_permutation(int64_t n, uint64_t seed) {
 // solving order, so they move along with their columns.
 TEST_F(PropertiesTest, PermutedInputsGivePermutedCodes) {
   uint64_t seed = 1;
-  for_layers(120, 1000, [&](Layer layer) {
+  for_layers(120, 1000, [&](Layer& layer) {
     layer.settings.act_order = layer.cols % 2 == 0 ? ActOrder::kStatic : ActOrder::kDynamic;
     if (layer.settings.act_order == ActOrder::kStatic) layer.settings.group_size = -1;
     const std::vector<int64_t> from = random_permutation(layer.cols, ++seed);
@@ -118,7 +118,7 @@ TEST_F(PropertiesTest, PermutedInputsGivePermutedCodes) {
 }
 
 TEST_F(PropertiesTest, PowersOfTwoScaleRowsExactly) {
-  for_layers(120, 2000, [&](Layer layer) {
+  for_layers(120, 2000, [&](Layer& layer) {
     layer.scale_dtype = DType::kF64;  // fp16 has subnormals
     const QuantizeResult plain = solve(layer);
     Tensor weight = clone(layer.weight);
@@ -137,7 +137,7 @@ TEST_F(PropertiesTest, PowersOfTwoScaleRowsExactly) {
 }
 
 TEST_F(PropertiesTest, AnySubsetOfRowsAloneGivesTheSameCodes) {
-  for_layers(120, 3000, [&](const Layer& layer) {
+  for_layers(120, 3000, [&](Layer& layer) {
     const QuantizeResult whole = solve(layer);
     Draw draw(static_cast<uint64_t>(layer.rows * 100 + layer.cols));
     std::vector<int64_t> rows;
@@ -161,7 +161,7 @@ TEST_F(PropertiesTest, AnySubsetOfRowsAloneGivesTheSameCodes) {
 // a grid has seen (docs/algorithms.md).
 TEST_F(PropertiesTest, BlockSizeDoesNotChangeCodes) {
   int sizes = 0;
-  for_layers(40, 4000, [&](Layer layer) {
+  for_layers(40, 4000, [&](Layer& layer) {
     const bool refits = layer.settings.group_size != -1 && layer.settings.act_order != ActOrder::kStatic;
     if (refits) layer.settings.act_order = ActOrder::kStatic;
     layer.settings.block_size = layer.cols;
@@ -261,7 +261,7 @@ class TextbookObq {
 
 TEST_F(PropertiesTest, FactorFormIsTextbookObq) {
   int64_t codes = 0;
-  for_layers(150, 6000, [&](Layer layer) {
+  for_layers(150, 6000, [&](Layer& layer) {
     const int64_t n = layer.cols, tokens = layer.x.rows();
     if (layer.settings.group_size != -1) layer.settings.act_order = ActOrder::kStatic;
     for (int64_t t = 0; n > 4 && t < tokens; ++t) layer.x.as<double>()[t * n + n / 2] = 0;  // a dead column

@@ -38,7 +38,8 @@ for count in 0 2; do
   [ "$(python3 "$tools" get "$work/doctor.json" ok)" = False ] || complain "ranks $count: a problem, and ok is true"
 done
 long="$(printf 'x%.0s' {1..300})"
-refused 6 "300 characters, expected at most" 0 doctor --output.path="$work/$long"
+refused 6 "\[problem\] output filesystem: .*File name too long" 0 doctor --output.path="$work/$long"
+refused 6 "300 characters, expected at most 255" 0 doctor --output.path="$work/gone/$long"
 refused 2 "run\.threads" 0 doctor --run.threads=none
 
 finish

@@ -154,11 +154,11 @@ class Damage:
         write(self.model, header, buffer[:begin + 10] + nan + buffer[begin + 12:])
 
     def overflow(self):
-        """Finite weights, 3.3e38, whose products with the attention output are not."""
-        self.put("model.layers.0.self_attn.o_proj.weight", b"\x78\x7f" * (128 * 128))
+        """Finite weights, 1e38, whose products with the attention output are not."""
+        self.put("model.layers.0.self_attn.o_proj.weight", b"\x96\x7e" * (128 * 128))
 
     def head_overflow(self):
-        """The same in the last linear of the last block: only the final norm's output sees it."""
+        """3.3e38 in the last linear of the last block: only the final norm's output sees it."""
         self.put("model.layers.1.mlp.down_proj.weight", b"\x78\x7f" * (128 * 256))
 
 

@@ -227,7 +227,10 @@ double CpuBackend::layer_error(TensorView w, TensorView w_hat, TensorView h, dou
   if (w.dtype == DType::kF64) return factor * quadratic_sum<double, double>(w, w_hat, h, pool_);
   // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small
   // eigenvalues.
-  if (!w_hat.data) return factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
+  if (!w_hat.data) {
+    const double signal = factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
+    if (std::isfinite(signal)) return signal;  // else a product is beyond fp32
+  }
   return factor * quadratic_sum<float, double>(w, w_hat, h, pool_);
 }
 
