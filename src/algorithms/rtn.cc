@@ -45,8 +45,7 @@ void measure(const LinearProblem& problem, const Hessian* hessian, Backend& back
 Tensor integers(const Tensor& zeros) {
   Tensor out(DType::kU8, zeros.shape());
   for (int64_t i = 0; i < zeros.elements(); ++i) {
-    const double zero =
-        zeros.dtype() == DType::kF64 ? zeros.as<double>()[i] : zeros.as<float>()[i];
+    const double zero = zeros.dtype() == DType::kF64 ? zeros.as<double>()[i] : zeros.as<float>()[i];
     out.as<uint8_t>()[i] = static_cast<uint8_t>(zero);
   }
   return out;
@@ -144,7 +143,8 @@ QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTens
   linear.symmetric = problem.settings.symmetric;
   linear.kind = problem.kind;
   linear.codes = std::move(codes);
-  linear.zeros = problem.kind == GridKind::kUniform ? integers(grids.zeros) : std::move(grids.zeros);
+  linear.zeros =
+      problem.kind == GridKind::kUniform ? integers(grids.zeros) : std::move(grids.zeros);
   linear.g_idx = std::move(grids.column_group);
   if (problem.scale_dtype == DType::kF64 || problem.scale_dtype == grids.scales.dtype()) {
     linear.scales = std::move(grids.scales);

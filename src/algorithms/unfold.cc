@@ -33,7 +33,8 @@ Tensor unfold(TensorView images, const Conv2dShape& s) {
   Tensor out = Tensor::zeros(images.dtype, {batch * rows * cols, patch});
   const char* source = images.as<char>();
   // One call per kernel element of one output position; `token` counts output positions.
-  const auto copy = [&](int64_t token, int64_t image, int64_t channel, int64_t y, int64_t x, int64_t column) {
+  const auto copy = [&](int64_t token, int64_t image, int64_t channel, int64_t y, int64_t x,
+                        int64_t column) {
     if (y < 0 || y >= h || x < 0 || x >= w) return;  // padding
     const int64_t from = ((image * channels + channel) * h + y) * w + x;
     std::memcpy(out.as<char>() + static_cast<size_t>(token * patch + column) * element,

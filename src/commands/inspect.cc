@@ -158,7 +158,8 @@ void print_model(const Json& json) {
       std::cout << fmt::format("    {:<18} {:>10}\n", kind, human_bytes(bytes.get<int64_t>()));
   std::cout << fmt::format(
       "  linears of block 0 (of {}){}\n    {:<44} {:>14} {:>6} {:>6} {:>5} {:>10}\n",
-      number("blocks"), json.contains("head") ? ", and the head" : "", "module", "out x in", "bits", "group", "sym", "bytes");
+      number("blocks"), json.contains("head") ? ", and the head" : "", "module", "out x in", "bits",
+      "group", "sym", "bytes");
   Json linears = json["block_0"];
   if (json.contains("head")) linears.push_back(json["head"]);
   for (const Json& linear : linears) {
@@ -176,7 +177,8 @@ LinearSpec linear_named(const Inspected& model, const std::string& name) {
   for (const BlockSpec& block : model.spec.blocks)
     for (const LinearSpec& linear : block.linears)
       if (linear.module == name || linear.weight_name() == name) return linear;
-  if (const LinearSpec head = model.spec.head_linear(); packed(model, head) && head.module == name) return head;
+  if (const LinearSpec head = model.spec.head_linear(); packed(model, head) && head.module == name)
+    return head;
   fail(ExitCode::kUsage, "--tensor {}: {} has no such linear, expected a module like {}", name,
        model.directory,
        model.spec.blocks.empty() ? "model.layers.0.self_attn.q_proj"
@@ -206,9 +208,10 @@ Json tensor_json(const Inspected& model, const std::string& name) {
   const LinearSpec linear = linear_named(model, name);
   Json json = linear_json(model, linear);
   if (!packed(model, linear)) {
-    json["values"] = corner(
-        model.checkpoint.read_rows(linear.weight_name(), 0, std::min(linear.stored_shape()[0], kShownRows)),
-        kShownColumns);
+    json["values"] =
+        corner(model.checkpoint.read_rows(linear.weight_name(), 0,
+                                          std::min(linear.stored_shape()[0], kShownRows)),
+               kShownColumns);
     return json;
   }
   const QuantizedLinear q =

@@ -127,8 +127,10 @@ EvalResult evaluate_model(const std::string& directory, const RunOptions& option
   return evaluate(source, reference ? &*reference : nullptr, ids, options, comm, *session.transport, *session.backend, "");
 }
 
-// The source's config.json with the quantization_config; a tied head that was quantized has its own weight now.
-std::string config_text(const RunOptions& options, const ModelSpec& spec, const FormatConfig& config) {
+// The source's config.json with the quantization_config; a tied head that was quantized has its own
+// weight now.
+std::string config_text(const RunOptions& options, const ModelSpec& spec,
+                        const FormatConfig& config) {
   const std::string path = options.model.path + "/config.json";
   OrderedJson model = OrderedJson::parse(read_text_file(path));
   model.erase("quantization_config");
@@ -137,9 +139,12 @@ std::string config_text(const RunOptions& options, const ModelSpec& spec, const 
   return model.dump(2) + "\n";
 }
 
-void commit(const RunOptions& options, const ModelSpec& spec, const Prepared& p, const QuantizeOutcome& outcome,
-            const OutputDirectory& output) {
-  OutputDirectory::Finish finish{options.model.path, p.companions, p.config.files, config_text(options, spec, p.config),
+void commit(const RunOptions& options, const ModelSpec& spec, const Prepared& p,
+            const QuantizeOutcome& outcome, const OutputDirectory& output) {
+  OutputDirectory::Finish finish{options.model.path,
+                                 p.companions,
+                                 p.config.files,
+                                 config_text(options, spec, p.config),
                                  {"complete", p.fingerprint, p.plan.files, Json::array()}};
   for (const std::string& name : text_file_names(p)) finish.manifest.files.push_back(name);
   for (const LinearEvent& event : outcome.linears) finish.manifest.layers.push_back(record_json(event.record));

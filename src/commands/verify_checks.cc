@@ -102,13 +102,16 @@ double nearest_error(const Tensor& w, const QuantizedLinear& q, Backend& backend
                        columns.as<int32_t>(), w.shape(), groups);
 }
 
-// The source's float weight of a linear, [out, in]; a source without a head of its own is tied. Empty when there is none.
+// The source's float weight of a linear, [out, in]; a source without a head of its own is tied.
+// Empty when there is none.
 Tensor source_weight(const VerifyInput& input, const LinearSpec& linear) {
   std::string name = linear.weight_name();
   if (linear.module == input.spec.head_linear().module && input.source->find(name) == nullptr)
     name = input.spec.embedding.name;
   const TensorEntry* entry = input.source->find(name);
-  if (entry == nullptr || !(entry->shape == linear.stored_shape()) || !is_source_float(entry->dtype)) return {};
+  if (entry == nullptr || !(entry->shape == linear.stored_shape()) ||
+      !is_source_float(entry->dtype))
+    return {};
   Tensor w = to_f32(input.source->read(name));
   return linear.transposed ? transposed(w) : std::move(w);
 }
@@ -328,8 +331,10 @@ std::vector<ModuleChoice> check_linears(const VerifyInput& input, std::set<std::
   if (const LinearSpec head = input.spec.head_linear(); packed(input, head)) {
     check(head);
     if (input.spec.tied)
-      report.violation("{} is packed, but tie_word_embeddings is true: loaders would use the embedding in its place",
-                       head.module);
+      report.violation(
+          "{} is packed, but tie_word_embeddings is true: loaders would use the embedding in its "
+          "place",
+          head.module);
   }
   return modules;
 }
@@ -341,7 +346,8 @@ void check_floats(const VerifyInput& input, std::set<std::string>& known, Verify
     for (const BlockSpec& block : spec.blocks)
       for (const TensorSpec& norm : block.norms) need_float(input, norm, known, report);
     need_float(input, spec.final_norm, known, report);
-    if (!spec.tied && !packed(input, spec.head_linear())) need_float(input, spec.head, known, report);
+    if (!spec.tied && !packed(input, spec.head_linear()))
+      need_float(input, spec.head, known, report);
     for (const auto& [name, entry] : input.checkpoint.tensors()) {
       if (known.contains(name)) continue;
       if (input.source != nullptr)

@@ -1,14 +1,18 @@
-// Grid arithmetic: the only place that rounds weights. Scalar, header-only, for float and double, so that every backend's
-// kernels and the reference tests run this very code. Compile users with -ffp-contract=off.
+// Grid arithmetic: the only place that rounds weights. Scalar, header-only, for float and double,
+// so that every backend's kernels and the reference tests run this very code. Compile users with
+// -ffp-contract=off.
 //
-// A grid is two numbers per row and group, and a kind that says what codes mean on it. A kind is one value of GridKind, one
-// struct with `code` and `value` below, one case of with_codes and, if its range is fitted in another way, of fit_grid. Loops
-// over weights are written once, inside with_codes: the kind is chosen per call, never per weight.
+// A grid is two numbers per row and group, and a kind that says what codes mean on it. A kind is
+// one value of GridKind, one struct with `code` and `value` below, one case of with_codes and, if
+// its range is fitted in another way, of fit_grid. Loops over weights are written once, inside
+// with_codes: the kind is chosen per call, never per weight.
 //
-// Uniform: (scale, zero): code = clamp(rint(w / scale) + zero, 0, maxq), value = scale * (code - zero).
-// IEEE division (never a reciprocal), round half to even, scale = (xmax - xmin) / maxq; the scale takes its stored type
-// before zero point and codes are computed. Source: Frantar et al., arXiv 2210.17323, and docs/algorithms.md.
-// Ternary: (largest, smallest) weight: the values smallest, 0, largest.
+// Uniform, (scale, zero): code = clamp(rint(w / scale) + zero, 0, maxq), value = scale * (code -
+// zero). IEEE division (never a reciprocal), round half to even, scale = (xmax - xmin) / maxq; the
+// scale takes its stored type before zero point and codes are computed. Source: Frantar et al.,
+// arXiv 2210.17323, and docs/algorithms.md.
+//
+// Ternary, (largest, smallest) weight: the values are smallest, 0 and largest.
 #pragma once
 
 #include <algorithm>
@@ -39,8 +43,9 @@ struct GridOptions {
   bool mse = false;                  // search 80 shrunk ranges for the least sum |w - q|^2.4
   DType scale_dtype = DType::kF16;   // kF16, kBF16, kF32, kF64
   GridKind kind = GridKind::kUniform;
-  // Symmetric ranges are mirrored also where no weight is negative. False (reference checks only): there the range stays
-  // [0, xmax] around a zero point in its middle, as the original program has it, which clips the upper half.
+  // Symmetric ranges are mirrored also where no weight is negative. False (reference checks only):
+  // there the range stays [0, xmax] around a zero point in its middle, as the original program has
+  // it, which clips the upper half.
   bool mirror = true;
 
   CodeType codes() const { return {bits, kind}; }
@@ -104,7 +109,8 @@ struct UniformCodes {
   T value(T code, Grid<T> grid) const { return from_code(code, grid); }
 };
 
-// Codes 0, 1, 2 are grid.zero (the smallest weight), 0 and grid.scale (the largest); borders lie half way.
+// Codes 0, 1, 2 are grid.zero (the smallest weight), 0 and grid.scale (the largest); borders lie
+// half way.
 template <typename T>
 struct TernaryCodes {
   T code(T w, Grid<T> grid) const {
@@ -122,10 +128,10 @@ decltype(auto) with_codes(CodeType type, const Body& body) {
   return body(UniformCodes<T>{T((1 << type.bits) - 1)});
 }
 
-// Grid of `count` weights w[0], w[stride], ...: the range always contains 0; symmetric ranges are mirrored also where a
-// group has no negative weight (see GridOptions::mirror); an all-zero group gets [-1, 1] and the middle zero point
-// 2^(bits-1), whatever rounding 1 / scale would give. A ternary grid is the range itself, in T: mse and scale_dtype have
-// no say in it.
+// Grid of `count` weights w[0], w[stride], ...: the range always contains 0; symmetric ranges are
+// mirrored also where a group has no negative weight (see GridOptions::mirror); an all-zero group
+// gets [-1, 1] and the middle zero point 2^(bits-1), whatever rounding 1 / scale would give. A
+// ternary grid is the range itself, in T: mse and scale_dtype have no say in it.
 template <typename T>
 Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
   T xmin = 0, xmax = 0;

@@ -74,14 +74,15 @@ void check_scheme(const std::string& format, const ModuleChoice& choice, Finding
         fmt::format("group_size={} has no fast GPU kernel, expected -1, 32, 64 or 128", g));
 }
 
-// A quantized head is rare, and some loaders look for lm_head.weight whatever the config says. Sources: vLLM pull request
-// 37291, SGLang pull request 28130, optimum's gptq quantizer.
+// A quantized head is rare, and some loaders look for lm_head.weight whatever the config says.
+// Sources: vLLM pull request 37291, SGLang pull request 28130, optimum's gptq quantizer.
 void check_head(const std::string& format, const LinearSpec& head, Findings& findings) {
   findings.add(1, "head", head.module,
-               format == "compressed-tensors"
-                   ? "vLLM before March 2026 and SGLang take a packed lm_head of compressed-tensors for a float one"
-                   : "optimum (transformers' loader of gptq) packs block linears only and leaves a quantized lm_head "
-                     "uninitialised; GPTQModel and vLLM read it");
+               format == "compressed-tensors" ? "vLLM before March 2026 and SGLang take a packed "
+                                                "lm_head of compressed-tensors for a float one"
+                                              : "optimum (transformers' loader of gptq) packs "
+                                                "block linears only and leaves a quantized lm_head "
+                                                "uninitialised; GPTQModel and vLLM read it");
 }
 
 void check_split(int parallel, const Part& part, Findings& findings) {
@@ -128,7 +129,8 @@ std::vector<LoadWarning> check_load(const ModelSpec& spec, const OutputFormat& f
     };
     for (const BlockSpec& block : spec.blocks)
       for (const LinearSpec& linear : block.linears) check(linear);
-    if (check(spec.head_linear()) && parallel == 1) check_head(format.name(), spec.head_linear(), findings);
+    if (check(spec.head_linear()) && parallel == 1)
+      check_head(format.name(), spec.head_linear(), findings);
   }
   return findings.take();
 }

@@ -29,8 +29,9 @@ struct LinearSpec {
   std::string module;  // "model.layers.0.self_attn.q_proj"; tensors are module + ".weight" / ".bias"
   int64_t out = 0, in = 0;
   bool bias = false;
-  // The checkpoint stores the weight as [in, out], y = x W + b (GPT-2's Conv1D). Readers transpose it, so that everything
-  // else sees [out, in]; a module left in float is written as it was. No family of this version sets it.
+  // The checkpoint stores the weight as [in, out], y = x W + b (GPT-2's Conv1D). Readers transpose
+  // it, so that everything else sees [out, in]; a module left in float is written as it was. No
+  // family of this version sets it.
   bool transposed = false;
   // Shape of the float weight in the checkpoint.
   Shape stored_shape() const { return transposed ? Shape{in, out} : Shape{out, in}; }
@@ -90,8 +91,8 @@ struct ModelSpec {
   TensorSpec embedding, final_norm, head;  // head.name == embedding.name when tied
   std::vector<BlockSpec> blocks;
 
-  // The head as a linear, for its packed form: "lm_head" [vocab, hidden] without bias. Its float weight is `head`, which
-  // has another name when tied.
+  // The head as a linear, for its packed form: "lm_head" [vocab, hidden] without bias. Its float
+  // weight is `head`, which has another name when tied.
   LinearSpec head_linear() const {
     LinearSpec linear;
     linear.module = "lm_head";
@@ -171,9 +172,10 @@ const ModelFamily& find_family(const Json& config);
 // returned (they are copied or dropped by the caller, who says so). A tied model's lm_head.weight is known, though unused:
 // it repeats the embedding, so no output takes it along and nothing of it is checked.
 std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint);
-// The same for a checkpoint with quantized linears: those whose module `packed` accepts need no float weight, and all
-// tensors under their module name count as known (their format checks them); biases, norms and the rest are checked.
-// It is asked for every block linear and for the head ("lm_head").
+// The same for a checkpoint with quantized linears: those whose module `packed` accepts need no
+// float weight, and all tensors under their module name count as known (their format checks them);
+// biases, norms and the rest are checked. It is asked for every block linear and for the head
+// ("lm_head").
 using PackedPredicate = std::function<bool(const std::string& module)>;
 std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint,
                                        const PackedPredicate& packed);

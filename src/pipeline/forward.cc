@@ -82,7 +82,8 @@ std::unique_ptr<BlockGraph> head_graph(const ModelSource& source, Backend& backe
 Head::Head(const ModelSource& source, Backend& backend) : spec_(source.spec()), backend_(backend) {
   norm_ = final_norm(source, backend);
   normed_ = backend.allocate(backend.compute(), {chunk_rows(), spec_.hidden});
-  weight_ = backend.prepare_linear(source.read_weight(spec_.head_linear(), backend.compute(), backend));
+  weight_ =
+      backend.prepare_linear(source.read_weight(spec_.head_linear(), backend.compute(), backend));
 }
 
 int64_t Head::chunk_rows() const { return std::clamp<int64_t>((int64_t{64} << 20) / (4 * spec_.vocab), 16, 2048); }

@@ -60,21 +60,25 @@ void consider(RankPlan& rank, const MemoryBytes& moment, const std::string& name
 int64_t& slot(MemoryBytes& bytes, MemoryKind kind) { return bytes[static_cast<size_t>(kind)]; }
 
 // The moments of one block: each cut is solved, then run while the next cut's Hessian is summed.
-void plan_block(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const OutputFormat& format,
-                const BlockSpec& block, const std::string& name, RankPlan& rank) {
+void plan_block(const RunOptions& options, const ModelSpec& spec, const PlanJob& job,
+                const OutputFormat& format, const BlockSpec& block, const std::string& name,
+                RankPlan& rank) {
   int64_t packed = 0;
   for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
     const CutMemory m = cut_memory(job, block, cut);
     for (int linear : block.cuts[cut].linears)
       for (const PackedSpec& tensor :
-           format.packed_specs(block.linears[linear], options.settings_for(block.linears[linear].module), spec.dtype))
+           format.packed_specs(block.linears[linear],
+                               options.settings_for(block.linears[linear].module), spec.dtype))
         packed += packed_bytes(tensor);
     MemoryBytes solve{};
     slot(solve, MemoryKind::kPacked) = packed;
     slot(solve, MemoryKind::kWeights) = m.weights + m.codes + m.prepared;
     slot(solve, MemoryKind::kHessians) = m.hessian;
-    slot(solve, MemoryKind::kFactor) = m.factor + m.weights;  // factor, and the sweep's working copy
-    if (job.calibrated) slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut);
+    slot(solve, MemoryKind::kFactor) =
+        m.factor + m.weights;  // factor, and the sweep's working copy
+    if (job.calibrated)
+      slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut);
     consider(rank, solve, fmt::format("{}, solve {}", name, block.cuts[cut].name));
     if (!job.calibrated) continue;
     MemoryBytes advance{};
@@ -84,7 +88,8 @@ void plan_block(const RunOptions& options, const ModelSpec& spec, const PlanJob&
     const int64_t next = last ? 0 : hessian_elements(block.cuts[cut + 1].in) * 4;
     slot(advance, MemoryKind::kHessians) = next * live_partials(options.run.reduction_lanes);
     slot(advance, MemoryKind::kScratch) = scratch_bytes(options, spec, job, block, cut);
-    slot(advance, MemoryKind::kActivations) = activation_bytes(spec, job, block, last ? cut : cut + 1);
+    slot(advance, MemoryKind::kActivations) =
+        activation_bytes(spec, job, block, last ? cut : cut + 1);
     consider(rank, advance, fmt::format("{}, run {}", name, block.cuts[cut].name));
   }
 }

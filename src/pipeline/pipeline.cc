@@ -88,7 +88,8 @@ void write_float_shards(const QuantizeJob& job, const RankPlan& mine, Backend& b
   if (mine.embeds) write_tensor(job, "embedding", spec.embedding.name, backend);
   if (!mine.last) return;
   write_tensor(job, "norm", spec.final_norm.name, backend);
-  if (!spec.tied && !head_to_quantize(job.options, spec)) write_tensor(job, "head", spec.head.name, backend);
+  if (!spec.tied && !head_to_quantize(job.options, spec))
+    write_tensor(job, "head", spec.head.name, backend);
   for (const ShardPlan& shard : job.plan.shards) {
     if (!shard.key.starts_with("other")) continue;
     std::vector<NamedTensor> tensors;  // at most output.shard_size of them at a time
@@ -136,7 +137,8 @@ void run_blocks(QuantizeJob& job, const RankPlan& mine, Transport& transport, Ba
     }
     events.tell(BlockEvent{block, mine.rank, bytes, watch.seconds()});
   }
-  if (mine.last && head_to_quantize(job.options, spec)) {  // its records carry the number behind the last block
+  if (mine.last &&
+      head_to_quantize(job.options, spec)) {  // its records carry the number behind the last block
     const PackedBlock packed = stage.run_head(activations);
     PhaseTimer timer(phases, Phase::kWrite);
     job.output.write_shards(job.plan, "head", packed.tensors);

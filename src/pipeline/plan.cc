@@ -26,11 +26,13 @@ int Plan::active_ranks() const {
 std::optional<LinearSpec> head_to_quantize(const RunOptions& options, const ModelSpec& spec) {
   const LinearSpec head = spec.head_linear();
   if (!options.quantize.lm_head && options.quantize.untie)
-    fail(ExitCode::kUsage, "quantize.untie=true without quantize.lm_head=true: a head in float stays as it is");
+    fail(ExitCode::kUsage,
+         "quantize.untie=true without quantize.lm_head=true: a head in float stays as it is");
   if (!options.quantize.lm_head || options.settings_for(head.module).skip) return std::nullopt;
   if (spec.tied && !options.quantize.untie)
     fail(ExitCode::kUsage,
-         "quantize.lm_head=true, but the head of this model is its embedding ({}, tie_word_embeddings=true): "
+         "quantize.lm_head=true, but the head of this model is its embedding ({}, "
+         "tie_word_embeddings=true): "
          "quantize.untie=true gives it a quantized weight of its own",
          spec.head.name);
   return head;
@@ -53,7 +55,8 @@ std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelS
       find_quantizer(settings.algorithm).check(settings);
       format.check(linear, settings);
     }
-    ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size, settings.symmetric};
+    ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size,
+                        settings.symmetric};
     choice.act_order = settings.act_order;
     choices.push_back(std::move(choice));
   };
@@ -123,7 +126,8 @@ std::vector<PackedSpec> block_tensors(const BlockSpec& block, const RunOptions& 
   for (const LinearSpec& linear : block.linears) {
     const QuantizeSettings settings = options.settings_for(linear.module);
     if (settings.skip) {
-      tensors.push_back({linear.weight_name(), dtypes(linear.weight_name()), linear.stored_shape()});
+      tensors.push_back(
+          {linear.weight_name(), dtypes(linear.weight_name()), linear.stored_shape()});
       if (linear.bias) tensors.push_back({linear.bias_name(), dtypes(linear.bias_name()), {linear.out}});
       continue;
     }
@@ -151,8 +155,10 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
                  block_tensors(spec.blocks[b], options, spec, format, dtypes, plan, quantized_bytes), limit);
   add_shards(plan, "norm", last, whole(spec.final_norm), limit);
   if (head_to_quantize(options, spec))
-    add_shards(plan, "head", last,
-               block_tensors(head_block(spec), options, spec, format, dtypes, plan, quantized_bytes), limit);
+    add_shards(
+        plan, "head", last,
+        block_tensors(head_block(spec), options, spec, format, dtypes, plan, quantized_bytes),
+        limit);
   else if (!spec.tied)
     add_shards(plan, "head", last, whole(spec.head), limit);
   if (!plan.job.other.empty()) add_shards(plan, "other", last, plan.job.other, limit);
@@ -170,7 +176,8 @@ void assign_blocks(Plan& plan, const RunOptions& options, const ModelSpec& spec)
   for (const BlockSpec& block : spec.blocks) costs.push_back(block_cost(block, plan.job));
   const double embedding = 200.0 * static_cast<double>(spec.embedding.shape.elements());
   const double copied = spec.tied ? 0 : 200.0 * static_cast<double>(spec.head.shape.elements());
-  const double head = head_to_quantize(options, spec) ? block_cost(head_block(spec), plan.job) : copied;
+  const double head =
+      head_to_quantize(options, spec) ? block_cost(head_block(spec), plan.job) : copied;
   const auto ranges = partition_blocks(costs, plan.machine.ranks, embedding, head);
   const double all = std::accumulate(costs.begin(), costs.end(), embedding + head);
   for (int rank = 0; rank < plan.machine.ranks; ++rank) {

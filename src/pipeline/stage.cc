@@ -11,7 +11,7 @@ struct Stage::Work {
   const BlockSpec& spec;
   const BlockGraph* graph;  // nullptr: no activations flow
   Activations& activations;
-  bool propagates;          // the activations go on through the quantized linears
+  bool propagates;  // the activations go on through the quantized linears
   BlockWeights weights;
   std::vector<Hessian> hessians;  // per cut, only when the whole block is collected at once
   PackedBlock packed;
@@ -92,17 +92,17 @@ void Stage::run_cuts(Work& work) {
   }
 }
 
-// NaN and Inf spread to every later activation: the first module to see one, in the first sample that holds it, is where to
-// look.
+// NaN and Inf spread to every later activation: the first module to see one, in the first sample
+// that holds it, is where to look.
 void Stage::check_finite(const Work& work, int cut, TensorView x, const BatchRange& range) const {
   const int64_t bad = backend_.first_non_finite(x);
   if (bad < 0) return;
   const int64_t token = bad / x.cols(), length = x.rows() / std::max<int64_t>(1, range.samples);
   fail(ExitCode::kInput,
-       "{}: its input is not finite in calibration sample {} (token {}, channel {}): the activations overflow in an earlier "
-       "layer, or a weight is far out of range",
-       work.spec.linears[work.spec.cuts[cut].linears.front()].module, range.first_sample + token / length, token % length,
-       bad % x.cols());
+       "{}: its input is not finite in calibration sample {} (token {}, channel {}): the "
+       "activations overflow in an earlier layer, or a weight is far out of range",
+       work.spec.linears[work.spec.cuts[cut].linears.front()].module,
+       range.first_sample + token / length, token % length, bad % x.cols());
 }
 
 void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range,

@@ -42,8 +42,8 @@ class Stage {
 
   // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output.
   PackedBlock run(int64_t index, const BlockGraph* graph, Activations& activations);
-  // Quantizes the head behind the last block: its Hessian is that of the final norm's output. `activations` (may be empty,
-  // as above) stay as they are; the tensors are the head's alone.
+  // Quantizes the head behind the last block: its Hessian is that of the final norm's output.
+  // `activations` (may be empty, as above) stay as they are; the tensors are the head's alone.
   PackedBlock run_head(Activations& activations);
 
  private:

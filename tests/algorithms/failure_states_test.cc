@@ -1,5 +1,5 @@
-// Bad numbers are states with a record, in the product's own type (fp32, scales in fp16): what was done, with which damping,
-// after how many retries, and never a NaN in a result.
+// Bad numbers are states with a record, in the product's own type (fp32, scales in fp16): what was
+// done, with which damping, after how many retries, and never a NaN in a result.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -30,7 +30,8 @@ class FailureStates : public ::testing::Test {
   float& x(int64_t token, int64_t col) { return x_.as<float>()[token * kCols + col]; }
 
   QuantizeResult run(const Hessian& hessian) {
-    QuantizeResult result = quantize_one(problem_of(weight_, settings_, DType::kF16), hessian, *backend_);
+    QuantizeResult result =
+        quantize_one(problem_of(weight_, settings_, DType::kF16), hessian, *backend_);
     expect_sound(result);
     return result;
   }
@@ -39,15 +40,18 @@ class FailureStates : public ::testing::Test {
   // Whatever happened: codes in range, scales and values finite, every number of the record finite.
   void expect_sound(const QuantizeResult& result) {
     const QuantizedLinear& q = result.linear;
-    for (int64_t i = 0; i < q.codes.elements(); ++i) ASSERT_LT(q.codes.as<uint8_t>()[i], 1 << q.bits);
+    for (int64_t i = 0; i < q.codes.elements(); ++i)
+      ASSERT_LT(q.codes.as<uint8_t>()[i], 1 << q.bits);
     Tensor values(DType::kF32, q.codes.shape());
     backend_->dequantize(q, values);
     EXPECT_EQ(backend_->first_non_finite(q.scales), -1);
     EXPECT_EQ(backend_->first_non_finite(values), -1);
     const QuantizeRecord& r = result.record;
-    for (double value : {r.damp, r.smallest_pivot, r.loss}) EXPECT_TRUE(std::isfinite(value) && value >= 0) << value;
+    for (double value : {r.damp, r.smallest_pivot, r.loss})
+      EXPECT_TRUE(std::isfinite(value) && value >= 0) << value;
     // tr(E H E^T) may be negative where H is not positive definite.
-    EXPECT_TRUE(std::isfinite(r.error) && std::isfinite(r.relative_error)) << r.error << " " << r.relative_error;
+    EXPECT_TRUE(std::isfinite(r.error) && std::isfinite(r.relative_error))
+        << r.error << " " << r.relative_error;
   }
 };
 
@@ -71,7 +75,8 @@ TEST_F(FailureStates, RankDeficientHessianIsSolvedByDamping) {
   EXPECT_LT(record.smallest_pivot, 1);
 }
 
-// The same with no damping: columns that repeat others leave pivots of 0 or below, so the ladder starts at 1e-4.
+// The same with no damping: columns that repeat others leave pivots of 0 or below, so the ladder
+// starts at 1e-4.
 TEST_F(FailureStates, RankDeficientHessianWithoutDampingClimbs) {
   for (int64_t t = 0; t < kTokens; ++t)
     for (int64_t c = 2; c < kCols; ++c) x(t, c) = x(t, c % 2);
@@ -107,7 +112,8 @@ TEST_F(FailureStates, NotPositiveDefiniteFollowsThePolicy) {
   Hessian hessian = testing::hessian_of(x_, *backend_);
   ASSERT_GE(hessian_tile(kCols), kCols);  // one tile: element (i, j) lies at i * 96 + j
   for (int64_t i = 0; i < kCols; ++i)
-    for (int64_t j = 0; j < kCols; ++j) hessian.sum.as<float>()[i * kCols + j] = i == j ? 1.0f : 5.0f;
+    for (int64_t j = 0; j < kCols; ++j)
+      hessian.sum.as<float>()[i * kCols + j] = i == j ? 1.0f : 5.0f;
   const QuantizeResult rounded = run(hessian);
   EXPECT_EQ(rounded.record.method, "rtn");
   EXPECT_EQ(rounded.record.note, "not positive definite at damping up to 1");
@@ -122,7 +128,8 @@ TEST_F(FailureStates, NotPositiveDefiniteFollowsThePolicy) {
 
 TEST_F(FailureStates, ZeroTokensAndNoSignalAreNoFailures) {
   settings_.on_failed = OnFailed::kFail;
-  const QuantizeRecord empty = run(HessianAccumulator(kCols, DType::kF32, *backend_).finish()).record;
+  const QuantizeRecord empty =
+      run(HessianAccumulator(kCols, DType::kF32, *backend_).finish()).record;
   EXPECT_EQ(empty.method, "rtn");
   EXPECT_EQ(empty.note, "no tokens");
   EXPECT_EQ(empty.tokens, 0);
@@ -168,7 +175,8 @@ TEST_F(FailureStates, HugeWeightStaysInItsGroup) {
   EXPECT_THROW(run(), Error);
 }
 
-// Weights of 1e38 have bf16 scales, but their squares are beyond fp32: the sweep's sums overflow, plain rounding does not.
+// Weights of 1e38 have bf16 scales, but their squares are beyond fp32: the sweep's sums overflow,
+// plain rounding does not.
 TEST_F(FailureStates, OverflowingSweepIsAState) {
   for (int64_t i = 0; i < weight_.elements(); ++i) weight_.as<float>()[i] *= 1e37f;
   const QuantizeResult result = quantize_one(problem_of(weight_, settings_, DType::kBF16),
@@ -181,11 +189,13 @@ TEST_F(FailureStates, OverflowingSweepIsAState) {
   EXPECT_GT(result.record.relative_error, 1e-4);
   EXPECT_LT(result.record.relative_error, 0.1);
   settings_.on_failed = OnFailed::kFail;
-  EXPECT_TRUE(quantize_one(problem_of(weight_, settings_, DType::kBF16), testing::hessian_of(x_, *backend_), *backend_)
+  EXPECT_TRUE(quantize_one(problem_of(weight_, settings_, DType::kBF16),
+                           testing::hessian_of(x_, *backend_), *backend_)
                   .record.failed);
 }
 
-// A channel of 1e15, so that H spans 30 orders of magnitude: solved at some damping or rounded, but never broken.
+// A channel of 1e15, so that H spans 30 orders of magnitude: solved at some damping or rounded, but
+// never broken.
 TEST_F(FailureStates, HugeActivationIsAState) {
   for (float outlier : {1e3f, 1e8f, 1e15f, 3e17f}) {
     for (int64_t t = 0; t < kTokens; ++t) x(t, 10) = outlier * (t % 3 == 0 ? 1.0f : -0.5f);
@@ -195,7 +205,8 @@ TEST_F(FailureStates, HugeActivationIsAState) {
   }
 }
 
-// Finite activations whose squares are not: refused by the module's name, not passed on as infinity.
+// Finite activations whose squares are not: refused by the module's name, not passed on as
+// infinity.
 TEST_F(FailureStates, OverflowingHessianIsRefused) {
   x(3, 7) = 1e25f;
   try {
@@ -203,7 +214,8 @@ TEST_F(FailureStates, OverflowingHessianIsRefused) {
     FAIL() << "accepted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kInput);
-    EXPECT_NE(std::string(error.what()).find("layer: the Hessian of its input is not finite"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("layer: the Hessian of its input is not finite"),
+              std::string::npos);
   }
 }
 

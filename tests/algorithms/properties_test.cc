@@ -1,6 +1,7 @@
-// Properties that hold for every shape and setting, on several hundred seeded random layers in double. Each test prints how
-// many it tried. Codes are compared exactly: a property that rearranges sums (permutations, block sizes) could flip a
-// weight that lies within a rounding error of a border, which these seeds do not have.
+// Properties that hold for every shape and setting, on several hundred seeded random layers in
+// double. Each test prints how many it tried. Codes are compared exactly: a property that
+// rearranges sums (permutations, block sizes) could flip a weight that lies within a rounding error
+// of a border, which these seeds do not have.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -23,8 +24,8 @@ struct Layer {
 
   LinearProblem problem(TensorView w) const { return problem_of(w, settings, scale_dtype); }
   std::string text() const {
-    return fmt::format("[{}, {}] {} bits, group {}, symmetric {}, act_order {}, block {}, damp {}", rows, cols,
-                       settings.bits, settings.group_size, settings.symmetric,
+    return fmt::format("[{}, {}] {} bits, group {}, symmetric {}, act_order {}, block {}, damp {}",
+                       rows, cols, settings.bits, settings.group_size, settings.symmetric,
                        act_order_name(settings.act_order), settings.block_size, settings.damp);
   }
 };
@@ -47,7 +48,8 @@ Layer random_layer(uint64_t seed) {
   layer.rows = draw(1, 24);
   layer.cols = draw(1, 72);
   layer.weight = random_matrix(layer.rows, layer.cols, seed * 2 + 1);
-  layer.x = random_inputs(draw(1, 120), layer.cols, seed * 2 + 2);  // often fewer tokens than columns
+  layer.x =
+      random_inputs(draw(1, 120), layer.cols, seed * 2 + 2);  // often fewer tokens than columns
   QuantizeSettings& s = layer.settings;
   s.bits = static_cast<int>(draw(2, 8));
   s.group_size = draw(0, 3) == 0 ? -1 : draw(1, layer.cols + 5);
@@ -87,7 +89,8 @@ Tensor columns_taken(const Tensor& source, const std::vector<int64_t>& from) {
   Tensor out(DType::kF64, source.shape());
   const int64_t n = source.cols();
   for (int64_t r = 0; r < source.rows(); ++r)
-    for (int64_t c = 0; c < n; ++c) out.as<double>()[r * n + c] = source.as<double>()[r * n + from[c]];
+    for (int64_t c = 0; c < n; ++c)
+      out.as<double>()[r * n + c] = source.as<double>()[r * n + from[c]];
   return out;
 }
 
@@ -99,8 +102,8 @@ std::vector<int64_t> random_permutation(int64_t n, uint64_t seed) {
   return from;
 }
 
-// With a row grid the order is by diagonal, so it does not matter how the inputs were numbered. Dynamic groups follow the
-// solving order, so they move along with their columns.
+// With a row grid the order is by diagonal, so it does not matter how the inputs were numbered.
+// Dynamic groups follow the solving order, so they move along with their columns.
 TEST_F(PropertiesTest, PermutedInputsGivePermutedCodes) {
   uint64_t seed = 1;
   for_layers(120, 1000, [&](Layer& layer) {
@@ -123,14 +126,16 @@ TEST_F(PropertiesTest, PowersOfTwoScaleRowsExactly) {
     const QuantizeResult plain = solve(layer);
     Tensor weight = clone(layer.weight);
     const double factors[] = {0.25, 1, 8, 0x1p-20, 0x1p30};
-    for (int64_t i = 0; i < weight.elements(); ++i) weight.as<double>()[i] *= factors[i / layer.cols % 5];
+    for (int64_t i = 0; i < weight.elements(); ++i)
+      weight.as<double>()[i] *= factors[i / layer.cols % 5];
     const QuantizeResult scaled = solve(layer, weight, layer.x);
     ASSERT_EQ(bytes_of(scaled.linear.codes), bytes_of(plain.linear.codes));
     ASSERT_EQ(bytes_of(scaled.linear.zeros), bytes_of(plain.linear.zeros));
     const int64_t groups = plain.linear.groups();
     for (int64_t i = 0; i < plain.linear.scales.elements(); ++i) {
       // A group of zeros keeps its scale of [-1, 1].
-      const double before = plain.linear.scales.as<double>()[i], after = scaled.linear.scales.as<double>()[i];
+      const double before = plain.linear.scales.as<double>()[i],
+                   after = scaled.linear.scales.as<double>()[i];
       ASSERT_TRUE(after == before * factors[i / groups % 5] || after == before) << i;
     }
   });
@@ -147,7 +152,8 @@ TEST_F(PropertiesTest, AnySubsetOfRowsAloneGivesTheSameCodes) {
     const int64_t n = layer.cols;
     Tensor part(DType::kF64, {static_cast<int64_t>(rows.size()), n});
     for (size_t i = 0; i < rows.size(); ++i)
-      std::copy_n(layer.weight.as<double>() + rows[i] * n, n, part.as<double>() + static_cast<int64_t>(i) * n);
+      std::copy_n(layer.weight.as<double>() + rows[i] * n, n,
+                  part.as<double>() + static_cast<int64_t>(i) * n);
     const QuantizeResult alone = solve(layer, part, layer.x);
     for (size_t i = 0; i < rows.size(); ++i)
       ASSERT_TRUE(std::equal(whole.linear.codes.as<uint8_t>() + rows[i] * n,
@@ -157,12 +163,13 @@ TEST_F(PropertiesTest, AnySubsetOfRowsAloneGivesTheSameCodes) {
   });
 }
 
-// Not so where groups are refitted inside a block that is larger than they are: then the block border decides which errors
-// a grid has seen (docs/algorithms.md).
+// Not so where groups are refitted inside a block that is larger than they are: then the block
+// border decides which errors a grid has seen (docs/algorithms.md).
 TEST_F(PropertiesTest, BlockSizeDoesNotChangeCodes) {
   int sizes = 0;
   for_layers(40, 4000, [&](Layer& layer) {
-    const bool refits = layer.settings.group_size != -1 && layer.settings.act_order != ActOrder::kStatic;
+    const bool refits =
+        layer.settings.group_size != -1 && layer.settings.act_order != ActOrder::kStatic;
     if (refits) layer.settings.act_order = ActOrder::kStatic;
     layer.settings.block_size = layer.cols;
     const std::vector<uint8_t> codes = bytes_of(solve(layer).linear.codes);
@@ -189,10 +196,11 @@ TEST_F(PropertiesTest, ThreadsGiveTheSameBits) {
     double error = 0;
     for (int threads : {1, 2, 3}) {
       const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, threads});
-      const QuantizeResult result =
-          quantize_one(layer.problem(layer.weight), testing::hessian_of(layer.x, *backend), *backend);
+      const QuantizeResult result = quantize_one(layer.problem(layer.weight),
+                                                 testing::hessian_of(layer.x, *backend), *backend);
       if (threads == 1)
-        codes = bytes_of(result.linear.codes), scales = bytes_of(result.linear.scales), error = result.record.error;
+        codes = bytes_of(result.linear.codes), scales = bytes_of(result.linear.scales),
+        error = result.record.error;
       ASSERT_EQ(bytes_of(result.linear.codes), codes) << threads << " threads";
       ASSERT_EQ(bytes_of(result.linear.scales), scales) << threads << " threads";
       ASSERT_EQ(result.record.error, error) << threads << " threads";
@@ -202,9 +210,10 @@ TEST_F(PropertiesTest, ThreadsGiveTheSameBits) {
   fmt::print("{} random layers\n", count);
 }
 
-// Optimal Brain Quantization with a given order, from its definition: quantize a column, move the error of the others by
-// the inverse Hessian of what is left, remove the column from that inverse by one elimination step. Frantar and Alistarh,
-// arXiv 2208.11580; nothing of the product's arithmetic but the grid.
+// Optimal Brain Quantization with a given order, from its definition: quantize a column, move the
+// error of the others by the inverse Hessian of what is left, remove the column from that inverse
+// by one elimination step. Frantar and Alistarh, arXiv 2208.11580; nothing of the product's
+// arithmetic but the grid.
 class TextbookObq {
  public:
   // `h` [n, n]: normalised and damped, dead columns at 1 and their weights zeroed.
@@ -264,7 +273,8 @@ TEST_F(PropertiesTest, FactorFormIsTextbookObq) {
   for_layers(150, 6000, [&](Layer& layer) {
     const int64_t n = layer.cols, tokens = layer.x.rows();
     if (layer.settings.group_size != -1) layer.settings.act_order = ActOrder::kStatic;
-    for (int64_t t = 0; n > 4 && t < tokens; ++t) layer.x.as<double>()[t * n + n / 2] = 0;  // a dead column
+    for (int64_t t = 0; n > 4 && t < tokens; ++t)
+      layer.x.as<double>()[t * n + n / 2] = 0;  // a dead column
     const QuantizeResult result = solve(layer);
     ASSERT_EQ(result.record.method, "gptq");
 
@@ -272,7 +282,8 @@ TEST_F(PropertiesTest, FactorFormIsTextbookObq) {
     for (int64_t t = 0; t < tokens; ++t)
       for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < n; ++j)
-          h[i * n + j] += 2.0 / 8 * layer.x.as<double>()[t * n + i] * layer.x.as<double>()[t * n + j];
+          h[i * n + j] +=
+              2.0 / 8 * layer.x.as<double>()[t * n + i] * layer.x.as<double>()[t * n + j];
     std::vector<bool> dead(static_cast<size_t>(n));
     double mean = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -283,22 +294,27 @@ TEST_F(PropertiesTest, FactorFormIsTextbookObq) {
     std::vector<int32_t> order(static_cast<size_t>(n));
     std::iota(order.begin(), order.end(), 0);
     if (layer.settings.act_order != ActOrder::kNone)
-      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return h[a * n + a] > h[b * n + b]; });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int32_t a, int32_t b) { return h[a * n + a] > h[b * n + b]; });
     for (int64_t i = 0; i < n; ++i) h[i * n + i] += result.record.damp * mean;
     const TextbookObq obq(h, n);
 
     const int64_t groups = result.linear.groups();
     const Tensor scales = to_type(result.linear.scales, DType::kF64);
     for (int64_t r = 0; r < layer.rows; ++r) {
-      std::vector<double> w(layer.weight.as<double>() + r * n, layer.weight.as<double>() + (r + 1) * n);
+      std::vector<double> w(layer.weight.as<double>() + r * n,
+                            layer.weight.as<double>() + (r + 1) * n);
       for (int64_t c = 0; c < n; ++c)
         if (dead[c]) w[c] = 0;
       const std::vector<uint8_t> wanted =
           obq.solve(w, order, double((1 << layer.settings.bits) - 1), [&](int32_t column) {
             const int64_t at = r * groups + result.linear.g_idx.as<int32_t>()[column];
-            return Grid<double>{scales.as<double>()[at], double(result.linear.zeros.as<uint8_t>()[at])};
+            return Grid<double>{scales.as<double>()[at],
+                                double(result.linear.zeros.as<uint8_t>()[at])};
           });
-      ASSERT_TRUE(std::equal(wanted.begin(), wanted.end(), result.linear.codes.as<uint8_t>() + r * n)) << "row " << r;
+      ASSERT_TRUE(
+          std::equal(wanted.begin(), wanted.end(), result.linear.codes.as<uint8_t>() + r * n))
+          << "row " << r;
       codes += n;
     }
   });

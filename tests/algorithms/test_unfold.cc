@@ -1,5 +1,5 @@
-// Convolutions through the same quantizers: unfold against the definition of a convolution, and a Conv2d layer quantized as
-// the linear it is.
+// Convolutions through the same quantizers: unfold against the definition of a convolution, and a
+// Conv2d layer quantized as the linear it is.
 #include "algorithms/unfold.h"
 
 #include <gtest/gtest.h>
@@ -15,13 +15,16 @@ using namespace testing;  // NOLINT: the data helpers
 Tensor random_images(int64_t batch, int64_t channels, int64_t h, int64_t w, uint64_t seed) {
   Tensor images = random_matrix(batch * channels, h * w, seed);
   for (int64_t i = 1; i < images.elements(); ++i)
-    images.as<double>()[i] = static_cast<float>(0.9 * images.as<double>()[i - 1] + images.as<double>()[i]);
+    images.as<double>()[i] =
+        static_cast<float>(0.9 * images.as<double>()[i - 1] + images.as<double>()[i]);
   images.reshape({batch, channels, h, w});
   return images;
 }
 
-// y[b, o, i, j] = sum over c, u, v of weight[o, c, u, v] * x[b, c, i*stride - padding + u*dilation, ...], zero outside.
-double convolved(const Tensor& x, const double* weight, const Conv2dShape& s, int64_t b, int64_t i, int64_t j) {
+// y[b, o, i, j] = sum over c, u, v of weight[o, c, u, v] * x[b, c, i*stride - padding + u*dilation,
+// ...], zero outside.
+double convolved(const Tensor& x, const double* weight, const Conv2dShape& s, int64_t b, int64_t i,
+                 int64_t j) {
   const int64_t channels = x.shape()[1], h = x.shape()[2], w = x.shape()[3];
   double sum = 0;
   for (int64_t c = 0; c < channels; ++c)
@@ -30,7 +33,8 @@ double convolved(const Tensor& x, const double* weight, const Conv2dShape& s, in
         const int64_t y = i * s.stride_h - s.padding_h + u * s.dilation_h;
         const int64_t z = j * s.stride_w - s.padding_w + v * s.dilation_w;
         if (y < 0 || y >= h || z < 0 || z >= w) continue;
-        sum += weight[(c * s.kernel_h + u) * s.kernel_w + v] * x.as<double>()[((b * channels + c) * h + y) * w + z];
+        sum += weight[(c * s.kernel_h + u) * s.kernel_w + v] *
+               x.as<double>()[((b * channels + c) * h + y) * w + z];
       }
   return sum;
 }
@@ -39,7 +43,14 @@ const Conv2dShape kShapes[] = {
     {},
     {.kernel_h = 3, .kernel_w = 3, .padding_h = 1, .padding_w = 1},
     {.kernel_h = 2, .kernel_w = 3, .stride_h = 2, .stride_w = 3},
-    {.kernel_h = 3, .kernel_w = 2, .stride_h = 1, .stride_w = 2, .padding_h = 2, .padding_w = 0, .dilation_h = 2, .dilation_w = 3},
+    {.kernel_h = 3,
+     .kernel_w = 2,
+     .stride_h = 1,
+     .stride_w = 2,
+     .padding_h = 2,
+     .padding_w = 0,
+     .dilation_h = 2,
+     .dilation_w = 3},
     {.kernel_h = 7, .kernel_w = 5, .padding_h = 3, .padding_w = 4},
 };
 
@@ -52,16 +63,17 @@ TEST(Unfold, PatchesTimesWeightIsTheConvolution) {
     for (int64_t t = 0; t < tokens.rows(); ++t)
       for (int64_t o = 0; o < 4; ++o) {
         double sum = 0;
-        for (int64_t k = 0; k < patch; ++k) sum += weight.as<double>()[o * patch + k] * tokens.as<double>()[t * patch + k];
-        const double wanted =
-            convolved(x, weight.as<double>() + o * patch, s, t / (rows * cols), t / cols % rows, t % cols);
+        for (int64_t k = 0; k < patch; ++k)
+          sum += weight.as<double>()[o * patch + k] * tokens.as<double>()[t * patch + k];
+        const double wanted = convolved(x, weight.as<double>() + o * patch, s, t / (rows * cols),
+                                        t / cols % rows, t % cols);
         ASSERT_NEAR(sum, wanted, 1e-12);
       }
   }
 }
 
-// 1 2 3    kernel 2x2, stride 1, padding 1 on the sides only: the first patch is 0 1 / 0 4, the last 3 0 / 6 0.
-// 4 5 6
+// 1 2 3    kernel 2x2, stride 1, padding 1 on the sides only: the first patch is 0 1 / 0 4, the
+// last 3 0 / 6 0. 4 5 6
 TEST(Unfold, ByHandInEveryType) {
   Tensor x(DType::kF32, {1, 1, 2, 3});
   for (int i = 0; i < 6; ++i) x.as<float>()[i] = static_cast<float>(i + 1);
@@ -75,8 +87,8 @@ TEST(Unfold, ByHandInEveryType) {
   EXPECT_EQ(unfold(x, {.kernel_h = 3, .kernel_w = 1}).rows(), 0);  // the kernel does not fit
 }
 
-// A Conv2d [out, channels, kh, kw] quantized from its unfolded inputs: less output error than plain rounding, measured on
-// the convolution's own outputs.
+// A Conv2d [out, channels, kh, kw] quantized from its unfolded inputs: less output error than plain
+// rounding, measured on the convolution's own outputs.
 TEST(Unfold, ConvolutionThroughTheQuantizers) {
   const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, 1});
   const Conv2dShape s{.kernel_h = 3, .kernel_w = 3, .stride_h = 2, .padding_h = 1, .padding_w = 1};
@@ -96,7 +108,8 @@ TEST(Unfold, ConvolutionThroughTheQuantizers) {
     settings.algorithm = algorithm;
     settings.bits = 3;
     settings.group_size = -1;
-    const QuantizeResult result = quantize_one(problem_of(weight, settings, DType::kF16), hessian, *backend);
+    const QuantizeResult result =
+        quantize_one(problem_of(weight, settings, DType::kF16), hessian, *backend);
     EXPECT_EQ(result.record.method, algorithm);
     Tensor w_hat(DType::kF64, weight.shape());
     backend->dequantize(result.linear, w_hat);
@@ -108,7 +121,8 @@ TEST(Unfold, ConvolutionThroughTheQuantizers) {
                                   convolved(x, w_hat.as<double>() + o * patch, s, b, i, j);
         error += difference * difference;
       }
-    EXPECT_NEAR(2.0 / 6 * error / result.record.error, 1, 1e-9);  // the record speaks of these outputs
+    EXPECT_NEAR(2.0 / 6 * error / result.record.error, 1,
+                1e-9);  // the record speaks of these outputs
     errors[algorithm == std::string("rtn")] = error;
   }
   EXPECT_LT(errors[0], 0.9 * errors[1]);

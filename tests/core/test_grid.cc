@@ -143,8 +143,8 @@ TYPED_TEST(GridTest, MseTakesTheFirstOfEquals) {
   EXPECT_EQ(fit(w, options).scale, T(1));
 }
 
-// Ternary: the values are the range's ends and 0, borders lie half way. Range [-2, 3]: below -1 is -2, above 1.5 is 3; a
-// weight on a border is 0.
+// Ternary: the values are the range's ends and 0, borders lie half way. Range [-2, 3]: below -1 is
+// -2, above 1.5 is 3; a weight on a border is 0.
 TYPED_TEST(GridTest, Ternary) {
   using T = TypeParam;
   GridOptions options = exact(2, false);
@@ -162,7 +162,8 @@ TYPED_TEST(GridTest, Ternary) {
   EXPECT_EQ(values, (std::vector<T>{-2, 0, 3}));
 }
 
-// Symmetric: [-3, 3]; without a negative weight [0, 2], where no weight is below 0 / 2; nothing but zeros: [-1, 1].
+// Symmetric: [-3, 3]; without a negative weight [0, 2], where no weight is below 0 / 2; nothing but
+// zeros: [-1, 1].
 TYPED_TEST(GridTest, TernarySymmetricRanges) {
   using T = TypeParam;
   GridOptions options = exact(2, true);
@@ -175,8 +176,8 @@ TYPED_TEST(GridTest, TernarySymmetricRanges) {
   EXPECT_EQ(fit(std::vector<T>{0, 0}, options).zero, T(-1));
 }
 
-// Without the mirror a range of one sign keeps half the scale, 6 / 3 = 2, around the same middle 2: 6 / 2 + 2 is clipped
-// to 3, whose value is 2.
+// Without the mirror a range of one sign keeps half the scale, 6 / 3 = 2, around the same middle 2:
+// 6 / 2 + 2 is clipped to 3, whose value is 2.
 TYPED_TEST(GridTest, UnmirroredRangeClips) {
   using T = TypeParam;
   GridOptions options = exact(2, true);

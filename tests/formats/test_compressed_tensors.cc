@@ -161,7 +161,8 @@ TEST(CompressedTensorsConfig, ViolationsNameTheKey) {
 }
 
 TEST(CompressedTensors, AQuantizedHeadLeavesTheIgnoreList) {
-  std::vector<ModuleChoice> modules = {{"model.layers.0.mlp.down_proj", true, 4, 32, true}, {"lm_head", true, 4, 32, true}};
+  std::vector<ModuleChoice> modules = {{"model.layers.0.mlp.down_proj", true, 4, 32, true},
+                                       {"lm_head", true, 4, 32, true}};
   const OutputFormat& ct = find_format("compressed-tensors");
   const Json config = Json::parse(ct.config({}, modules).quantization_config.dump());
   EXPECT_EQ(config["ignore"], Json::array());

@@ -208,7 +208,8 @@ TEST(GptqConfig, QuantizedHead) {
     const Json config = config_of("gptq", modules);
     EXPECT_EQ(config["lm_head"], true);
     EXPECT_EQ(config["modules_in_block_to_quantize"].dump().find("lm_head"), std::string::npos);
-    EXPECT_EQ(config.contains("dynamic"), bits == 8) << "only a head with another scheme needs a rule";
+    EXPECT_EQ(config.contains("dynamic"), bits == 8)
+        << "only a head with another scheme needs a rule";
     const ModuleChoice says = find_format("gptq").configured(config, "lm_head");
     EXPECT_TRUE(says.quantized);
     EXPECT_EQ(says.bits, bits);

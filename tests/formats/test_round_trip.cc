@@ -1,5 +1,5 @@
-// unpack(pack(x)) is x for every format of the table, through a file: random shapes, widths, group sizes and symmetries, as
-// far as the format takes them.
+// unpack(pack(x)) is x for every format of the table, through a file: random shapes, widths, group
+// sizes and symmetries, as far as the format takes them.
 #include <gtest/gtest.h>
 
 #include <map>
@@ -51,7 +51,8 @@ QuantizedLinear through_file(const OutputFormat& format, const Job& job, const Q
   write_safetensors(directory.file("model.safetensors"), views);
   RunOptions::Quantize all;
   static_cast<QuantizeSettings&>(all) = s;
-  const std::vector<ModuleChoice> modules = {{job.linear.module, true, s.bits, s.group_size, s.symmetric}};
+  const std::vector<ModuleChoice> modules = {
+      {job.linear.module, true, s.bits, s.group_size, s.symmetric}};
   const Json config = Json::parse(format.config(all, modules).quantization_config.dump());
   const Checkpoint checkpoint = Checkpoint::open(directory.path());
   EXPECT_TRUE(format.holds(checkpoint, job.linear));
@@ -72,11 +73,13 @@ TEST(RoundTrip, EveryFormatGivesBackCodesScalesAndZeros) {
     for (int i = 0; i < 150; ++i) {
       const Job job = random_job(random);
       if (!takes(*format, job)) continue;
-      SCOPED_TRACE(fmt::format("{}: [{}, {}], {} bits, group {}, symmetric {}", format->name(), job.linear.out,
-                               job.linear.in, job.settings.bits, job.settings.group_size, job.settings.symmetric));
-      const FixtureOptions options{job.settings.bits, job.settings.group_size, job.settings.symmetric,
-                                   format->scale_dtype(DType::kBF16), 1};
-      const QuantizedLinear q = random_quantized(job.linear.out, job.linear.in, options, static_cast<unsigned>(i));
+      SCOPED_TRACE(fmt::format("{}: [{}, {}], {} bits, group {}, symmetric {}", format->name(),
+                               job.linear.out, job.linear.in, job.settings.bits,
+                               job.settings.group_size, job.settings.symmetric));
+      const FixtureOptions options{job.settings.bits, job.settings.group_size,
+                                   job.settings.symmetric, format->scale_dtype(DType::kBF16), 1};
+      const QuantizedLinear q =
+          random_quantized(job.linear.out, job.linear.in, options, static_cast<unsigned>(i));
       const QuantizedLinear back = through_file(*format, job, q);
       ASSERT_TRUE(same_bytes(back.codes, q.codes));
       ASSERT_TRUE(same_bytes(back.zeros, q.zeros));

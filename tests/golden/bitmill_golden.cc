@@ -3,7 +3,8 @@
 // refusal's sentence. OUT_DIR/cases.json gets the cases a checker may insist on (options and
 // formats of this version). Exit 0 when every case ran or was skipped.
 //
-//   cmake -S . -B build && cmake --build build --target bitmill_golden     makes build/bin/bitmill_golden
+//   cmake -S . -B build && cmake --build build --target bitmill_golden     makes
+//   build/bin/bitmill_golden
 #include <fmt/core.h>
 
 #include <algorithm>

@@ -126,7 +126,8 @@ Tensor widened_zeros(const Tensor& zeros) {
   return out;
 }
 
-// Scales and zero points, or the two values of a ternary grid, which the suite calls scales and neg.
+// Scales and zero points, or the two values of a ternary grid, which the suite calls scales and
+// neg.
 void add_grids(const QuantizedLinear& linear, DType dtype, Outcome& outcome) {
   outcome.tensors["out.scales"] = converted(linear.scales, dtype);
   if (linear.kind == GridKind::kTernary)

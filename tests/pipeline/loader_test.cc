@@ -1,4 +1,5 @@
-// What ModelSource makes of stored weights: transposed ones (GPT-2's Conv1D), and the head, float, tied or packed.
+// What ModelSource makes of stored weights: transposed ones (GPT-2's Conv1D), and the head, float,
+// tied or packed.
 #include "pipeline/loader.h"
 
 #include <gtest/gtest.h>
@@ -22,9 +23,12 @@ class LoaderTest : public ::testing::Test {
   }
 };
 
-std::vector<float> values(const Tensor& tensor) { return {tensor.as<float>(), tensor.as<float>() + tensor.elements()}; }
+std::vector<float> values(const Tensor& tensor) {
+  return {tensor.as<float>(), tensor.as<float>() + tensor.elements()};
+}
 
-// gate_proj is stored as [256, 128]. Read as a Conv1D of 256 inputs and 128 outputs it is the same numbers turned round.
+// gate_proj is stored as [256, 128]. Read as a Conv1D of 256 inputs and 128 outputs it is the same
+// numbers turned round.
 TEST_F(LoaderTest, TransposedWeightsAreTurnedRound) {
   const LinearSpec plain = source_.spec().blocks[0].linears[4], turned = conv1d(plain);
   ASSERT_EQ(plain.stored_shape(), Shape({256, 128}));
@@ -38,7 +42,8 @@ TEST_F(LoaderTest, TransposedWeightsAreTurnedRound) {
     Tensor wide(DType::kF32, weight.shape());
     convert(weight, wide);
     for (int64_t o = 0; o < 128; ++o)
-      for (int64_t i = 0; i < 256; ++i) ASSERT_EQ(wide.as<float>()[o * 256 + i], stored.as<float>()[i * 128 + o]);
+      for (int64_t i = 0; i < 256; ++i)
+        ASSERT_EQ(wide.as<float>()[o * 256 + i], stored.as<float>()[i * 128 + o]);
   }
 }
 
@@ -47,7 +52,8 @@ TEST_F(LoaderTest, TransposedWeightsQuantizeAsTheirTranspose) {
   const LinearSpec turned = conv1d(source_.spec().blocks[0].linears[4]);
   const Tensor weight = source_.read_weight(turned, DType::kF32, *backend_);
   Tensor x = Tensor::zeros(DType::kF32, {40, turned.in});
-  for (int64_t i = 0; i < x.elements(); ++i) x.as<float>()[i] = static_cast<float>(i * 7919 % 1013) / 1013 - 0.5f;
+  for (int64_t i = 0; i < x.elements(); ++i)
+    x.as<float>()[i] = static_cast<float>(i * 7919 % 1013) / 1013 - 0.5f;
   HessianAccumulator sum(turned.in, DType::kF32, *backend_);
   sum.add(x, 4, 0);
   const Hessian hessian = sum.finish();
@@ -57,7 +63,8 @@ TEST_F(LoaderTest, TransposedWeightsQuantizeAsTheirTranspose) {
   problem.settings.group_size = 32;
   for (const char* algorithm : {"gptq", "rtn"}) {
     problem.settings.algorithm = algorithm;
-    const QuantizeResult result = std::move(find_quantizer(algorithm).quantize({&problem, 1}, &hessian, *backend_)[0]);
+    const QuantizeResult result =
+        std::move(find_quantizer(algorithm).quantize({&problem, 1}, &hessian, *backend_)[0]);
     EXPECT_EQ(result.linear.out(), 128);
     EXPECT_EQ(result.linear.in(), 256);
     // The layer y = x W of the stored [in, out] weight, against the quantized one.
@@ -71,7 +78,8 @@ TEST_F(LoaderTest, TransposedWeightsQuantizeAsTheirTranspose) {
       for (int64_t o = 0; o < 128; ++o) {
         double e = 0;
         for (int64_t i = 0; i < 256; ++i)
-          e += double{x.as<float>()[t * 256 + i]} * (wide.as<float>()[i * 128 + o] - w_hat.as<float>()[o * 256 + i]);
+          e += double{x.as<float>()[t * 256 + i]} *
+               (wide.as<float>()[i * 128 + o] - w_hat.as<float>()[o * 256 + i]);
         error += e * e;
       }
     EXPECT_NEAR(2.0 / 4 * error / result.record.error, 1, 1e-3) << algorithm;
@@ -99,7 +107,8 @@ TEST_F(LoaderTest, HeadOfAnUntiedAndATiedModel) {
   const Tensor embedding = tied.read_float(tied.spec().embedding.name, *backend_);
   Tensor table(DType::kF32, embedding.shape());
   convert(embedding, table);
-  EXPECT_EQ(values(tied.read_weight(tied.spec().head_linear(), DType::kF32, *backend_)), values(table));
+  EXPECT_EQ(values(tied.read_weight(tied.spec().head_linear(), DType::kF32, *backend_)),
+            values(table));
 }
 
 }  // namespace

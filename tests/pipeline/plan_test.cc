@@ -122,7 +122,8 @@ TEST_F(PlanTest, TextAndJsonHoldTheNumbers) {
   EXPECT_THAT(plan_text(p, spec_), HasSubstr("model.safetensors"));
 }
 
-// The head [512, 128] packs like a linear: 66.5 * 512 + 512 bytes of g_idx instead of 2 * 512 * 128.
+// The head [512, 128] packs like a linear: 66.5 * 512 + 512 bytes of g_idx instead of 2 * 512 *
+// 128.
 constexpr int64_t kHeadBytes = 34048 + 512;
 
 TEST_F(PlanTest, QuantizedHeadByHand) {
