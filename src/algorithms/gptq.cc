@@ -284,6 +284,7 @@ class Solver {
     const QuantizeRecord known = start(problems_[i], damping);
     record.damp = known.damp;
     record.retries = known.retries;
+    record.smallest_pivot = known.smallest_pivot;
     record.dead_columns = known.dead_columns;
     record.note = note;
     record.failed = problems_[i].settings.on_failed == OnFailed::kFail;

@@ -19,6 +19,10 @@ struct LinearProblem {
   QuantizeSettings settings;  // bits, grid, order: resolved for this module
   DType scale_dtype = DType::kF16;  // the stored type, chosen by the output format; kF64: unrounded (weight's type)
   bool static_groups = false;       // group grids taken before the sweep also with act_order=none
+  // Reference checks only (core/grid.h): no option sets them, because no output format stores
+  // ternary codes, and an unmirrored range clips.
+  GridKind kind = GridKind::kUniform;
+  bool mirror = true;
 };
 
 // What happened to one linear; goes into layers.csv and report.json as it is.

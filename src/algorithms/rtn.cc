@@ -41,6 +41,16 @@ void measure(const LinearProblem& problem, const Hessian* hessian, Backend& back
   }
 }
 
+// Zero points as U8.
+Tensor integers(const Tensor& zeros) {
+  Tensor out(DType::kU8, zeros.shape());
+  for (int64_t i = 0; i < zeros.elements(); ++i) {
+    const double zero = zeros.dtype() == DType::kF64 ? zeros.as<double>()[i] : zeros.as<float>()[i];
+    out.as<uint8_t>()[i] = static_cast<uint8_t>(zero);
+  }
+  return out;
+}
+
 class Rtn final : public Quantizer {
  public:
   std::string name() const override { return "rtn"; }
@@ -91,7 +101,7 @@ void fail_scale(const LinearProblem& problem) {
 
 GridOptions grid_options(const LinearProblem& problem) {
   const QuantizeSettings& s = problem.settings;
-  return {s.bits, s.symmetric, s.mse, problem.scale_dtype};
+  return {s.bits, s.symmetric, s.mse, problem.scale_dtype, problem.kind, problem.mirror};
 }
 
 GridTensors make_grids(const LinearProblem& problem) {
@@ -132,13 +142,10 @@ QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTens
   linear.bits = problem.settings.bits;
   linear.group_size = problem.settings.group_size;
   linear.symmetric = problem.settings.symmetric;
+  linear.kind = problem.kind;
   linear.codes = std::move(codes);
-  linear.zeros = Tensor(DType::kU8, grids.zeros.shape());
-  for (int64_t i = 0; i < grids.zeros.elements(); ++i) {
-    const double zero = grids.zeros.dtype() == DType::kF64 ? grids.zeros.as<double>()[i]
-                                                           : grids.zeros.as<float>()[i];
-    linear.zeros.as<uint8_t>()[i] = static_cast<uint8_t>(zero);
-  }
+  linear.zeros =
+      problem.kind == GridKind::kUniform ? integers(grids.zeros) : std::move(grids.zeros);
   linear.g_idx = std::move(grids.column_group);
   if (problem.scale_dtype == DType::kF64 || problem.scale_dtype == grids.scales.dtype()) {
     linear.scales = std::move(grids.scales);
@@ -160,7 +167,7 @@ QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hes
   GridTensors grids = fit_problem_grids(problem, problem.weight, {}, backend);
   Tensor codes = backend.allocate(DType::kU8, problem.weight.shape);
   backend.round_to_grid(problem.weight, grids.scales, grids.zeros, grids.column_group,
-                        problem.settings.bits, codes);
+                        grid_options(problem).codes(), codes);
   result.linear = make_linear(problem, std::move(codes), std::move(grids));
   measure(problem, hessian, backend, result);
   return result;

@@ -86,7 +86,7 @@ struct SweepItem {
   // a scale that does not fit its stored type is infinite.
   bool refit_grids = false;
   int64_t group_size = -1;  // refit_grids only
-  GridOptions grid;         // refit_grids only; grid.bits == bits
+  GridOptions grid;         // kind: always; the rest with refit_grids only, then grid.bits == bits
   ColumnStatsView columns;  // refit_grids only
 };
 
@@ -174,14 +174,16 @@ class Backend {
   // are then undefined.
   virtual bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
                          const ColumnStatsView& columns, TensorView scales, TensorView zeros) = 0;
-  // codes U8 [rows, cols] = clamp(round(w / scale) + zero, 0, maxq) with column_group I32 [cols].
-  virtual void round_to_grid(TensorView weight, TensorView scales, TensorView zeros, TensorView column_group,
-                             int bits, TensorView codes) = 0;
+  // codes U8 [rows, cols] = clamp(round(w / scale) + zero, 0, maxq) with column_group I32 [cols]
+  // (or as the kind has it).
+  virtual void round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
+                             TensorView column_group, CodeType type, TensorView codes) = 0;
   // The GPTQ column sweep in factor form (docs/algorithms.md): `factor` is what `factorize` left, its rows and columns in
   // the order `order` (I32 [n] host): position p of the factor is original column order[p], and positions are solved
   // from n-1 down to 0. block_size columns per lazy update; tiles of 256 rows, all items' tiles scheduled together.
   virtual void sweep(TensorView factor, TensorView order, int64_t block_size, std::span<const SweepItem> items) = 0;
-  // out [out, in] (F32 or C) = scale * (code - zero) in fp32, then rounded to out's type. The one dequantization.
+  // out [out, in] (F32 or C) = scale * (code - zero) in fp32 (or as the kind has it), then rounded
+  // to out's type. The one dequantization.
   virtual void dequantize(const QuantizedLinear& linear, TensorView out) = 0;
   // sum_{rows} e H e^T for e = w - w_hat, H = factor * packed h (undamped); w, w_hat [rows, n] F32/F64. In double.
   // An empty w_hat stands for zeros: the signal tr(w H w^T), whose products may be fp32.

@@ -66,6 +66,15 @@ Json linear_json(const Inspected& model, const LinearSpec& linear) {
 Json sizes_json(const Inspected& model) {
   std::map<std::string, int64_t> bytes;
   int64_t linear_parameters = 0, parameters = 0, quantized = 0, total = 0, known = 0;
+  const auto add_linear = [&](const LinearSpec& linear) {
+    const bool is_packed = packed(model, linear);
+    const int64_t size = module_bytes(model.checkpoint, linear.module);
+    bytes[is_packed ? "quantized_linears" : "float_linears"] += size;
+    known += size;
+    quantized += is_packed;
+    linear_parameters += linear.out * linear.in;
+    parameters += linear.out * linear.in + (linear.bias ? linear.out : 0);
+  };
   const auto add_float = [&](const char* kind, const TensorSpec& tensor) {
     const TensorEntry* entry = model.checkpoint.find(tensor.name);
     if (entry == nullptr) return;
@@ -74,20 +83,15 @@ Json sizes_json(const Inspected& model) {
     parameters += tensor.shape.elements();
   };
   for (const BlockSpec& block : model.spec.blocks) {
-    for (const LinearSpec& linear : block.linears) {
-      const bool is_packed = packed(model, linear);
-      const int64_t size = module_bytes(model.checkpoint, linear.module);
-      bytes[is_packed ? "quantized_linears" : "float_linears"] += size;
-      known += size;
-      quantized += is_packed;
-      linear_parameters += linear.out * linear.in;
-      parameters += linear.out * linear.in + (linear.bias ? linear.out : 0);
-    }
+    for (const LinearSpec& linear : block.linears) add_linear(linear);
     for (const TensorSpec& norm : block.norms) add_float("norms", norm);
   }
   add_float("norms", model.spec.final_norm);
   add_float("embedding", model.spec.embedding);
-  if (!model.spec.tied) add_float("head", model.spec.head);
+  if (packed(model, model.spec.head_linear()))
+    add_linear(model.spec.head_linear());
+  else if (!model.spec.tied)
+    add_float("head", model.spec.head);
   for (const auto& [name, entry] : model.checkpoint.tensors()) total += entry.bytes;
   bytes["other"] = total - known;
   Json json{{"bytes", bytes},
@@ -127,6 +131,7 @@ Json model_json(const Inspected& model) {
   if (!spec.blocks.empty())
     for (const LinearSpec& linear : spec.blocks.front().linears)
       json["block_0"].push_back(linear_json(model, linear));
+  if (packed(model, spec.head_linear())) json["head"] = linear_json(model, spec.head_linear());
   return json;
 }
 
@@ -152,9 +157,12 @@ void print_model(const Json& json) {
     if (bytes.get<int64_t>() > 0)
       std::cout << fmt::format("    {:<18} {:>10}\n", kind, human_bytes(bytes.get<int64_t>()));
   std::cout << fmt::format(
-      "  linears of block 0 (of {})\n    {:<44} {:>14} {:>6} {:>6} {:>5} {:>10}\n",
-      number("blocks"), "module", "out x in", "bits", "group", "sym", "bytes");
-  for (const Json& linear : json["block_0"]) {
+      "  linears of block 0 (of {}){}\n    {:<44} {:>14} {:>6} {:>6} {:>5} {:>10}\n",
+      number("blocks"), json.contains("head") ? ", and the head" : "", "module", "out x in", "bits",
+      "group", "sym", "bytes");
+  Json linears = json["block_0"];
+  if (json.contains("head")) linears.push_back(json["head"]);
+  for (const Json& linear : linears) {
     const bool quantized = linear["quantized"];
     std::cout << fmt::format(
         "    {:<44} {:>14} {:>6} {:>6} {:>5} {:>10}\n", linear["module"].get<std::string>(),
@@ -165,10 +173,12 @@ void print_model(const Json& json) {
   }
 }
 
-const LinearSpec& linear_named(const Inspected& model, const std::string& name) {
+LinearSpec linear_named(const Inspected& model, const std::string& name) {
   for (const BlockSpec& block : model.spec.blocks)
     for (const LinearSpec& linear : block.linears)
       if (linear.module == name || linear.weight_name() == name) return linear;
+  if (const LinearSpec head = model.spec.head_linear(); packed(model, head) && head.module == name)
+    return head;
   fail(ExitCode::kUsage, "--tensor {}: {} has no such linear, expected a module like {}", name,
        model.directory,
        model.spec.blocks.empty() ? "model.layers.0.self_attn.q_proj"
@@ -195,12 +205,13 @@ Json corner(TensorView tensor, int64_t columns) {
 }
 
 Json tensor_json(const Inspected& model, const std::string& name) {
-  const LinearSpec& linear = linear_named(model, name);
+  const LinearSpec linear = linear_named(model, name);
   Json json = linear_json(model, linear);
   if (!packed(model, linear)) {
-    json["values"] = corner(
-        model.checkpoint.read_rows(linear.weight_name(), 0, std::min(linear.out, kShownRows)),
-        kShownColumns);
+    json["values"] =
+        corner(model.checkpoint.read_rows(linear.weight_name(), 0,
+                                          std::min(linear.stored_shape()[0], kShownRows)),
+               kShownColumns);
     return json;
   }
   const QuantizedLinear q =

@@ -127,16 +127,24 @@ EvalResult evaluate_model(const std::string& directory, const RunOptions& option
   return evaluate(source, reference ? &*reference : nullptr, ids, options, comm, *session.transport, *session.backend, "");
 }
 
-std::string config_text(const RunOptions& options, const FormatConfig& config) {
+// The source's config.json with the quantization_config; a tied head that was quantized has its own
+// weight now.
+std::string config_text(const RunOptions& options, const ModelSpec& spec,
+                        const FormatConfig& config) {
   const std::string path = options.model.path + "/config.json";
   OrderedJson model = OrderedJson::parse(read_text_file(path));
   model.erase("quantization_config");
   model["quantization_config"] = config.quantization_config;
+  if (spec.tied && head_to_quantize(options, spec)) model["tie_word_embeddings"] = false;
   return model.dump(2) + "\n";
 }
 
-void commit(const RunOptions& options, const Prepared& p, const QuantizeOutcome& outcome, const OutputDirectory& output) {
-  OutputDirectory::Finish finish{options.model.path, p.companions, p.config.files, config_text(options, p.config),
+void commit(const RunOptions& options, const ModelSpec& spec, const Prepared& p,
+            const QuantizeOutcome& outcome, const OutputDirectory& output) {
+  OutputDirectory::Finish finish{options.model.path,
+                                 p.companions,
+                                 p.config.files,
+                                 config_text(options, spec, p.config),
                                  {"complete", p.fingerprint, p.plan.files, Json::array()}};
   for (const std::string& name : text_file_names(p)) finish.manifest.files.push_back(name);
   for (const LinearEvent& event : outcome.linears) finish.manifest.layers.push_back(record_json(event.record));
@@ -172,9 +180,11 @@ RunFacts work(const RunOptions& options, Session& session, Prepared& p, RunRepor
   const QuantizeOutcome outcome = run_quantize(job, comm, *session.transport, *session.backend, report);
   facts.quantize_seconds = quantizing.seconds();
   on_rank_zero(comm, [&] {
+    facts.seconds = watch.seconds();
+    report.write_records(outcome, facts);  // also of a run that on_failed=fail refuses
     refuse_failures(outcome);
     report.on_phase("gather");
-    commit(options, p, outcome, output);
+    commit(options, session.source.spec(), p, outcome, output);
     facts.seconds = watch.seconds();
     report.write_records(outcome, facts);
   });

@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <fstream>
 
+#include "formats/stored_tensors.h"
+
 namespace bitmill {
 namespace fs = std::filesystem;
 namespace {
@@ -62,6 +64,10 @@ Tensor to_f32(TensorView values) {
   return out;
 }
 
+bool packed(const VerifyInput& input, const LinearSpec& linear) {
+  return input.format != nullptr && input.format->holds(input.checkpoint, linear);
+}
+
 // sum (scale * (code - zero) - w)^2 over a linear.
 double squared_error(const float* w, const uint8_t* codes, const float* scales, const float* zeros,
                      const int32_t* g_idx, const Shape& shape, int64_t groups) {
@@ -96,16 +102,28 @@ double nearest_error(const Tensor& w, const QuantizedLinear& q, Backend& backend
                        columns.as<int32_t>(), w.shape(), groups);
 }
 
+// The source's float weight of a linear, [out, in]; a source without a head of its own is tied.
+// Empty when there is none.
+Tensor source_weight(const VerifyInput& input, const LinearSpec& linear) {
+  std::string name = linear.weight_name();
+  if (linear.module == input.spec.head_linear().module && input.source->find(name) == nullptr)
+    name = input.spec.embedding.name;
+  const TensorEntry* entry = input.source->find(name);
+  if (entry == nullptr || !(entry->shape == linear.stored_shape()) ||
+      !is_source_float(entry->dtype))
+    return {};
+  Tensor w = to_f32(input.source->read(name));
+  return linear.transposed ? transposed(w) : std::move(w);
+}
+
 // The bound is 3 times rounding to nearest: a calibrated solver moves single weights further than
 // rounding does, but a wrong word order, zero point or group moves them by far more.
 void compare_linear(const VerifyInput& input, const LinearSpec& linear, const QuantizedLinear& q,
                     VerifyReport& report) {
-  const TensorEntry* entry = input.source->find(linear.weight_name());
-  if (entry == nullptr || !(entry->shape == Shape({linear.out, linear.in})) ||
-      !is_source_float(entry->dtype))
-    return report.violation("{}: the source has no float tensor {} [{}, {}]", linear.module,
-                            linear.weight_name(), linear.out, linear.in);
-  const Tensor w = to_f32(input.source->read(linear.weight_name()));
+  const Tensor w = source_weight(input, linear);
+  if (w.empty())
+    return report.violation("{}: the source has no float tensor {} {}", linear.module,
+                            linear.weight_name(), linear.stored_shape().text());
   const Tensor scales = to_f32(q.scales);
   Tensor zeros(DType::kF32, q.zeros.shape());
   for (int64_t i = 0; i < zeros.elements(); ++i) zeros.as<float>()[i] = q.zeros.as<uint8_t>()[i];
@@ -305,23 +323,32 @@ std::vector<ModuleChoice> check_linears(const VerifyInput& input, std::set<std::
   const TensorEntry* embedding = input.checkpoint.find(input.spec.embedding.name);
   const DType model_dtype =
       input.spec.dtype_given || embedding == nullptr ? input.spec.dtype : embedding->dtype;
-  for (const BlockSpec& block : input.spec.blocks)
-    for (const LinearSpec& linear : block.linears) {
-      ModuleChoice choice;
-      choice.module = linear.module;
-      choice.quantized = false;
-      try {
-        if (input.format != nullptr && input.format->holds(input.checkpoint, linear)) {
-          choice = check_packed(input, linear, model_dtype, known, report);
-        } else {
-          need_float(input, {linear.weight_name(), {linear.out, linear.in}}, known, report);
-          if (linear.bias) need_float(input, {linear.bias_name(), {linear.out}}, known, report);
-        }
-      } catch (const Error& error) {
-        report.violations.push_back(error.what());
+  const auto check = [&](const LinearSpec& linear) {
+    ModuleChoice choice;
+    choice.module = linear.module;
+    choice.quantized = false;
+    try {
+      if (packed(input, linear)) {
+        choice = check_packed(input, linear, model_dtype, known, report);
+      } else {
+        need_float(input, {linear.weight_name(), linear.stored_shape()}, known, report);
+        if (linear.bias) need_float(input, {linear.bias_name(), {linear.out}}, known, report);
       }
-      modules.push_back(std::move(choice));
+    } catch (const Error& error) {
+      report.violations.push_back(error.what());
     }
+    modules.push_back(std::move(choice));
+  };
+  for (const BlockSpec& block : input.spec.blocks)
+    for (const LinearSpec& linear : block.linears) check(linear);
+  if (const LinearSpec head = input.spec.head_linear(); packed(input, head)) {
+    check(head);
+    if (input.spec.tied)
+      report.violation(
+          "{} is packed, but tie_word_embeddings is true: loaders would use the embedding in its "
+          "place",
+          head.module);
+  }
   return modules;
 }
 
@@ -332,7 +359,8 @@ void check_floats(const VerifyInput& input, std::set<std::string>& known, Verify
     for (const BlockSpec& block : spec.blocks)
       for (const TensorSpec& norm : block.norms) need_float(input, norm, known, report);
     need_float(input, spec.final_norm, known, report);
-    if (!spec.tied) need_float(input, spec.head, known, report);
+    if (!spec.tied && !packed(input, spec.head_linear()))
+      need_float(input, spec.head, known, report);
     for (const auto& [name, entry] : input.checkpoint.tensors()) {
       if (known.contains(name)) continue;
       if (input.source != nullptr)

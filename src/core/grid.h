@@ -1,9 +1,18 @@
-// Grid arithmetic: the only place that rounds weights. Scalar, header-only, for float and double, so that every backend's
-// kernels and the reference tests run this very code. Compile users with -ffp-contract=off.
+// Grid arithmetic: the only place that rounds weights. Scalar, header-only, for float and double,
+// so that every backend's kernels and the reference tests run this very code. Compile users with
+// -ffp-contract=off.
 //
-// A grid is (scale, zero, maxq): code = clamp(rint(w / scale) + zero, 0, maxq), value = scale * (code - zero).
-// IEEE division (never a reciprocal), round half to even, scale = (xmax - xmin) / maxq; the scale takes its stored type
-// before zero point and codes are computed. Source: Frantar et al., arXiv 2210.17323, and docs/algorithms.md.
+// A grid is two numbers per row and group, and a kind that says what codes mean on it. A kind is
+// one value of GridKind, one struct with `code` and `value` below, one case of with_codes and, if
+// its range is fitted in another way, of fit_grid. Loops over weights are written once, inside
+// with_codes: the kind is chosen per call, never per weight.
+//
+// Uniform, (scale, zero): code = clamp(rint(w / scale) + zero, 0, maxq), value = scale * (code -
+// zero). IEEE division (never a reciprocal), round half to even, scale = (xmax - xmin) / maxq; the
+// scale takes its stored type before zero point and codes are computed. Source: Frantar et al.,
+// arXiv 2210.17323, and docs/algorithms.md.
+//
+// Ternary, (largest, smallest) weight: the values are smallest, 0 and largest.
 #pragma once
 
 #include <algorithm>
@@ -15,12 +24,32 @@
 
 namespace bitmill {
 
+enum class GridKind : uint8_t {
+  kUniform,
+  kTernary,  // reference checks only: no output format stores it
+};
+
+// What codes mean; a plain number of bits is a uniform grid.
+struct CodeType {
+  CodeType(int code_bits, GridKind code_kind = GridKind::kUniform)  // NOLINT: implicit on purpose
+      : bits(code_bits), kind(code_kind) {}
+  int bits;  // uniform: codes are 0..2^bits-1
+  GridKind kind;
+};
+
 // The type a format stores scales in; kF64: not rounded (reference checks only).
 struct GridOptions {
   int bits = 4;
   bool symmetric = true;
-  bool mse = false;                  // search 80 shrunk ranges for the least sum |w - q|^2.4; before any other search
-  DType scale_dtype = DType::kF16;   // kF16, kBF16, kF32, kF64
+  bool mse = false;  // search 80 shrunk ranges for the least sum |w - q|^2.4; before any other search
+  DType scale_dtype = DType::kF16;  // kF16, kBF16, kF32, kF64
+  GridKind kind = GridKind::kUniform;
+  // Symmetric ranges are mirrored also where no weight is negative. False (reference checks only):
+  // there the range stays [0, xmax] around a zero point in its middle, as the original program has
+  // it, which clips the upper half.
+  bool mirror = true;
+
+  CodeType codes() const { return {bits, kind}; }
 };
 
 template <typename T>
@@ -73,33 +102,72 @@ inline T from_code(T code, Grid<T> grid) {
   return grid.scale * (code - grid.zero);
 }
 
-// Smallest range that holds 0 and the `count` values w[0], w[stride], ...; mirrored where `symmetric`, also for a group
-// without a negative weight.
+// The kinds. Each has code(weight, grid) and value(code, grid), codes as T.
 template <typename T>
-std::pair<T, T> value_range(const T* w, int64_t count, int64_t stride, bool symmetric) {
+struct UniformCodes {
+  T maxq;
+  T code(T w, Grid<T> grid) const { return to_code(w, grid, maxq); }
+  T value(T code, Grid<T> grid) const { return from_code(code, grid); }
+};
+
+// Codes 0, 1, 2 are grid.zero (the smallest weight), 0 and grid.scale (the largest); borders lie
+// half way.
+template <typename T>
+struct TernaryCodes {
+  T code(T w, Grid<T> grid) const {
+    return T(1) + T(w > grid.scale / 2 ? 1 : 0) - T(w < grid.zero / 2 ? 1 : 0);
+  }
+  T value(T code, Grid<T> grid) const {
+    return code == T(2) ? grid.scale : code == T(0) ? grid.zero : T(0);
+  }
+};
+
+// Calls body(codes) with the struct of the type's kind.
+template <typename T, typename Body>
+decltype(auto) with_codes(CodeType type, const Body& body) {
+  if (type.kind == GridKind::kTernary) return body(TernaryCodes<T>{});
+  return body(UniformCodes<T>{T((1 << type.bits) - 1)});
+}
+
+// Smallest range that holds 0 and the `count` values w[0], w[stride], ...; symmetric ones are
+// mirrored also where no weight is negative (see GridOptions::mirror).
+template <typename T>
+std::pair<T, T> value_range(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
   T xmin = 0, xmax = 0;
   for (int64_t i = 0; i < count; ++i) {
     xmin = std::min(xmin, w[i * stride]);
     xmax = std::max(xmax, w[i * stride]);
   }
-  if (symmetric) {
+  if (options.symmetric) {
     xmax = std::max(-xmin, xmax);
-    xmin = -xmax;
+    if (options.mirror || xmin < 0) xmin = -xmax;
   }
   return {xmin, xmax};
 }
 
-// Grid of an all-zero group: range [-1, 1] and the middle zero point 2^(bits-1), whatever rounding 1 / scale would give.
+// Grid of a range without any search. An all-zero group gets [-1, 1] and the middle zero point
+// 2^(bits-1), whatever rounding 1 / scale would give. A ternary grid is the range itself, in T: mse
+// and scale_dtype have no say in it.
 template <typename T>
-Grid<T> empty_group_grid(const GridOptions& options) {
+Grid<T> plain_grid(T xmin, T xmax, const GridOptions& options) {
+  const bool empty = xmin == 0 && xmax == 0;
+  if (options.kind == GridKind::kTernary) return empty ? Grid<T>{T(1), T(-1)} : Grid<T>{xmax, xmin};
+  if (!empty) return grid_from_range(xmin, xmax, options);
   Grid<T> grid = grid_from_range(T(-1), T(1), options);
   grid.zero = T(1 << (options.bits - 1));
   return grid;
 }
 
+// Do the weights of a range leave a search something to find?
+template <typename T>
+bool searchable(T xmin, T xmax, const GridOptions& options) {
+  return options.kind == GridKind::kUniform && (xmin != 0 || xmax != 0);
+}
+
 // The first of 80 shrunk ranges (p = 1, 0.99, .. 0.21) with the least sum of |value - w|^2.4.
 template <typename T>
-Grid<T> search_mse(const T* w, int64_t count, int64_t stride, T xmin, T xmax, const GridOptions& options) {
+Grid<T> search_mse(const T* w, int64_t count, int64_t stride, T xmin, T xmax,
+                   const GridOptions& options) {
   const T maxq = T((1 << options.bits) - 1);
   Grid<T> best{};
   T best_error = -1;
@@ -119,11 +187,13 @@ Grid<T> search_mse(const T* w, int64_t count, int64_t stride, T xmin, T xmax, co
   return best;
 }
 
-// Expected error of a grid: sum_i importance_i E[(value(x) - x)^2], where x = w_i + scale_noise * noise_i * g with a standard
-// normal g, by the three-point Gauss-Hermite rule (nodes 0 and +-sqrt(3), exact up to the fifth power). `spread` is
-// sqrt(3) * noise in the unit of the weights. Sixteen partial sums, whatever the machine's vectors.
+// Six times the expected error of a grid: sum_i importance_i E[(value(x) - x)^2], x normal around
+// w_i, by the three-point Gauss-Hermite rule (nodes 0 and +-sqrt(3) deviations, exact up to the
+// fifth power). `spread` is sqrt(3) times the deviation. Sixteen partial sums, whatever the
+// machine's vectors.
 template <typename T>
-T expected_error(const T* w, const T* importance, const T* spread, int64_t count, Grid<T> grid, T maxq) {
+T expected_error(const T* w, const T* importance, const T* spread, int64_t count, Grid<T> grid,
+                 T maxq) {
   constexpr int64_t kLanes = 16;
   T sums[kLanes] = {};
   const auto error = [&](T x) {
@@ -132,7 +202,7 @@ T expected_error(const T* w, const T* importance, const T* spread, int64_t count
   };
   const auto term = [&](int64_t i) {
     const T outer = error(w[i] - spread[i]) + error(w[i] + spread[i]);
-    return importance[i] * (T(4) * error(w[i]) + outer);  // six times the rule
+    return importance[i] * (T(4) * error(w[i]) + outer);
   };
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
@@ -143,18 +213,20 @@ T expected_error(const T* w, const T* importance, const T* spread, int64_t count
   return sums[0];
 }
 
-// What the solver knows about the columns of a group, for the range search of fit_grid; docs/algorithms.md derives both.
+// What the solver knows about the columns of a group, for the range search of fit_grid;
+// docs/algorithms.md derives both.
 template <typename T>
 struct ColumnStats {
   const T* importance = nullptr;  // weight of each column's squared error; null: no search
-  const T* noise = nullptr;       // standard deviation of what error feedback will add, in steps of the full range's grid
+  // Standard deviation of what error feedback will add, in steps of the full range's grid.
+  const T* noise = nullptr;
 };
 
-// The first of 30 shrunk ranges (p = 1, 0.98, .. 0.42) with the least expected error of the `count` weights w. `spread` is
-// scratch of `count` elements.
+// The first of 30 shrunk ranges (p = 1, 0.98, .. 0.42) with the least expected error of the `count`
+// weights w. `spread` is scratch of `count` elements.
 template <typename T>
-Grid<T> search_expected(const T* w, int64_t count, T xmin, T xmax, const GridOptions& options, ColumnStats<T> columns,
-                        T* spread) {
+Grid<T> search_expected(const T* w, int64_t count, T xmin, T xmax, const GridOptions& options,
+                        ColumnStats<T> columns, T* spread) {
   const T maxq = T((1 << options.bits) - 1);
   Grid<T> best = grid_from_range(xmin, xmax, options);
   const T step_size = best.scale * T(1.7320508075688772);
@@ -172,23 +244,25 @@ Grid<T> search_expected(const T* w, int64_t count, T xmin, T xmax, const GridOpt
   return best;
 }
 
-// Grid of `count` consecutive weights that the search of `columns` may shrink; options.mse comes first.
+// Grid of `count` consecutive weights that the search of `columns` may shrink; options.mse comes
+// first. `spread`: scratch of `count` elements where there is such a search.
 template <typename T>
-Grid<T> fit_grid(const T* w, int64_t count, const GridOptions& options, ColumnStats<T> columns, T* spread) {
-  const auto [xmin, xmax] = value_range(w, count, 1, options.symmetric);
-  if (xmin == 0 && xmax == 0) return empty_group_grid<T>(options);
+Grid<T> fit_grid(const T* w, int64_t count, const GridOptions& options, ColumnStats<T> columns,
+                 T* spread) {
+  const auto [xmin, xmax] = value_range(w, count, 1, options);
+  if (!searchable(xmin, xmax, options)) return plain_grid(xmin, xmax, options);
   if (options.mse) return search_mse(w, count, 1, xmin, xmax, options);
-  if (columns.importance == nullptr) return grid_from_range(xmin, xmax, options);
+  if (columns.importance == nullptr) return plain_grid(xmin, xmax, options);
   return search_expected(w, count, xmin, xmax, options, columns, spread);
 }
 
-// Grid of `count` weights w[0], w[stride], ...: of their range (value_range), or, with options.mse, of a shrunk one.
+// Grid of `count` weights w[0], w[stride], ...: of their range, or, with options.mse, of a shrunk
+// one.
 template <typename T>
 Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
-  const auto [xmin, xmax] = value_range(w, count, stride, options.symmetric);
-  if (xmin == 0 && xmax == 0) return empty_group_grid<T>(options);
-  if (options.mse) return search_mse(w, count, stride, xmin, xmax, options);
-  return grid_from_range(xmin, xmax, options);
+  const auto [xmin, xmax] = value_range(w, count, stride, options);
+  if (!options.mse || !searchable(xmin, xmax, options)) return plain_grid(xmin, xmax, options);
+  return search_mse(w, count, stride, xmin, xmax, options);
 }
 
 }  // namespace bitmill

@@ -212,9 +212,9 @@ void add_model_wide_rows(Rows& rows) {
                   "each linear sees inputs made by the quantized linears before it in its block"});
   rows.push_back({"quantize.min_expert_tokens", count(at(q, &Quantize::min_expert_tokens), 0),
                   "tokens", kNumeric, kConfig, "experts with fewer tokens are rounded to nearest"});
-  rows.push_back({"quantize.lm_head", only_false(at(q, &Quantize::lm_head)), "-", kNumeric, kConfig,
+  rows.push_back({"quantize.lm_head", boolean(at(q, &Quantize::lm_head)), "-", kNumeric, kConfig,
                   "quantize the output head too"});
-  rows.push_back({"quantize.untie", only_false(at(q, &Quantize::untie)), "-", kNumeric, kConfig,
+  rows.push_back({"quantize.untie", boolean(at(q, &Quantize::untie)), "-", kNumeric, kConfig,
                   "give a head that is tied to the embedding its own quantized weight"});
   rows.push_back({"quantize.rule", rules(), "-", kNumeric, kConfig,
                   "other settings for modules whose whole name matches; may be repeated", true});

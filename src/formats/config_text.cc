@@ -42,6 +42,10 @@ OrderedJson dynamic_rules(const std::vector<ModuleChoice>& modules, const Module
       if (alike) break;
     }
   }
+  for (const ModuleChoice& module : modules)  // the head: `lm_head` says whether, a rule says how
+    if (parse_module(module.module).block < 0 && module.quantized && !same_scheme(module, base))
+      rules["+:^" + regex_escape(module.module) + "$"] = {{"bits", module.bits},
+                                                          {"group_size", module.group_size}};
   return rules;
 }
 

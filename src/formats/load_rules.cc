@@ -74,6 +74,17 @@ void check_scheme(const std::string& format, const ModuleChoice& choice, Finding
         fmt::format("group_size={} has no fast GPU kernel, expected -1, 32, 64 or 128", g));
 }
 
+// A quantized head is rare, and some loaders look for lm_head.weight whatever the config says.
+// Sources: vLLM pull request 37291, SGLang pull request 28130, optimum's gptq quantizer.
+void check_head(const std::string& format, const LinearSpec& head, Findings& findings) {
+  findings.add(1, "head", head.module,
+               format == "compressed-tensors" ? "vLLM before March 2026 and SGLang take a packed "
+                                                "lm_head of compressed-tensors for a float one"
+                                              : "optimum (transformers' loader of gptq) packs "
+                                                "block linears only and leaves a quantized lm_head "
+                                                "uninitialised; GPTQModel and vLLM read it");
+}
+
 void check_split(int parallel, const Part& part, Findings& findings) {
   const LinearSpec& linear = part.linear;
   const int64_t whole = part.splits_input ? linear.in : linear.out;
@@ -108,14 +119,19 @@ std::vector<LoadWarning> check_load(const ModelSpec& spec, const OutputFormat& f
   std::map<std::string, const ModuleChoice*> choices;
   for (const ModuleChoice& module : modules) choices[module.module] = &module;
   Findings findings;
-  for (int parallel : kParallel)
+  for (int parallel : kParallel) {
+    const auto check = [&](const LinearSpec& linear) {
+      const auto choice = choices.find(linear.module);
+      if (choice == choices.end() || !choice->second->quantized) return false;
+      if (parallel == 1) check_scheme(format.name(), *choice->second, findings);
+      check_split(parallel, part_of(spec, linear, *choice->second, parallel), findings);
+      return true;
+    };
     for (const BlockSpec& block : spec.blocks)
-      for (const LinearSpec& linear : block.linears) {
-        const auto choice = choices.find(linear.module);
-        if (choice == choices.end() || !choice->second->quantized) continue;
-        if (parallel == 1) check_scheme(format.name(), *choice->second, findings);
-        check_split(parallel, part_of(spec, linear, *choice->second, parallel), findings);
-      }
+      for (const LinearSpec& linear : block.linears) check(linear);
+    if (check(spec.head_linear()) && parallel == 1)
+      check_head(format.name(), spec.head_linear(), findings);
+  }
   return findings.take();
 }
 

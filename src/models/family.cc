@@ -124,13 +124,13 @@ std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& 
       if (packed && packed(linear.module))
         check.accept_module(linear.module);
       else
-        check.need({linear.weight_name(), {linear.out, linear.in}}, true);
+        check.need({linear.weight_name(), linear.stored_shape()}, true);
       if (linear.bias) check.need({linear.bias_name(), {linear.out}}, false);
     }
     for (const TensorSpec& norm : block.norms) check.need(norm, false);
   }
   check.need(spec.final_norm, false);
-  const std::string head_module = "lm_head";
+  const std::string head_module = spec.head_linear().module;
   if (packed && packed(head_module))
     check.accept_module(head_module);
   else if (spec.tied)

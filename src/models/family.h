@@ -29,6 +29,12 @@ struct LinearSpec {
   std::string module;  // "model.layers.0.self_attn.q_proj"; tensors are module + ".weight" / ".bias"
   int64_t out = 0, in = 0;
   bool bias = false;
+  // The checkpoint stores the weight as [in, out], y = x W + b (GPT-2's Conv1D). Readers transpose
+  // it, so that everything else sees [out, in]; a module left in float is written as it was. No
+  // family of this version sets it.
+  bool transposed = false;
+  // Shape of the float weight in the checkpoint.
+  Shape stored_shape() const { return transposed ? Shape{in, out} : Shape{out, in}; }
   std::string weight_name() const { return module + ".weight"; }
   std::string bias_name() const { return module + ".bias"; }
 };
@@ -84,6 +90,16 @@ struct ModelSpec {
   bool qk_norm = false;      // RMSNorm per head on q and k before rope (Qwen3)
   TensorSpec embedding, final_norm, head;  // head.name == embedding.name when tied
   std::vector<BlockSpec> blocks;
+
+  // The head as a linear, for its packed form: "lm_head" [vocab, hidden] without bias. Its float
+  // weight is `head`, which has another name when tied.
+  LinearSpec head_linear() const {
+    LinearSpec linear;
+    linear.module = "lm_head";
+    linear.out = vocab;
+    linear.in = hidden;
+    return linear;
+  }
 };
 
 // cos and sin of positions 0..length-1: F32 [length, dims], the first dims/2 columns cos, the rest sin, attention factor
@@ -156,9 +172,10 @@ const ModelFamily& find_family(const Json& config);
 // returned (they are copied or dropped by the caller, who says so). A tied model's lm_head.weight is known, though unused:
 // it repeats the embedding, so no output takes it along and nothing of it is checked.
 std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint);
-// The same for a checkpoint with quantized linears: those whose module `packed` accepts need no float weight, and all
-// tensors under their module name count as known (their format checks them); biases, norms and the rest are checked.
-// It is asked for every block linear and for "lm_head".
+// The same for a checkpoint with quantized linears: those whose module `packed` accepts need no
+// float weight, and all tensors under their module name count as known (their format checks them);
+// biases, norms and the rest are checked. It is asked for every block linear and for the head
+// ("lm_head").
 using PackedPredicate = std::function<bool(const std::string& module)>;
 std::vector<std::string> check_tensors(const ModelSpec& spec, const Checkpoint& checkpoint,
                                        const PackedPredicate& packed);

@@ -43,18 +43,47 @@ void receive_activations(Activations& activations, int64_t hidden, int from, Tra
   }
 }
 
-Head::Head(const ModelSource& source, Backend& backend) : spec_(source.spec()), backend_(backend) {
-  Tensor norm(DType::kF32, {spec_.hidden});
-  convert(source.read_float(spec_.final_norm.name, backend), norm);
-  norm_ = backend.upload(std::move(norm));
-  normed_ = backend.allocate(backend.compute(), {chunk_rows(), spec_.hidden});
-  Tensor weight = source.read_float(spec_.head.name, backend);
-  if (weight.dtype() != backend.compute() && weight.dtype() != DType::kF32) {
-    Tensor converted = backend.allocate(backend.compute(), spec_.head.shape);
-    backend.convert(weight, converted);
-    weight = std::move(converted);
+namespace {
+
+// F32 on the backend.
+Tensor final_norm(const ModelSource& source, Backend& backend) {
+  Tensor norm(DType::kF32, {source.spec().hidden});
+  convert(source.read_float(source.spec().final_norm.name, backend), norm);
+  return backend.upload(std::move(norm));
+}
+
+class HeadGraph final : public BlockGraph {
+ public:
+  HeadGraph(const ModelSource& source, Backend& backend)
+      : eps_(source.spec().norm_eps), norm_(final_norm(source, backend)) {}
+
+  TensorView input(int, const BlockWeights&, const MicroBatch& batch, Backend& backend,
+                   Tensor& scratch) const override {
+    scratch.reset();
+    scratch = backend.allocate(backend.compute(), batch.hidden.shape());
+    backend.rms_norm(batch.hidden, norm_, eps_, scratch);
+    return scratch.view();
   }
-  weight_ = backend.prepare_linear(weight);
+  void advance(int, const BlockWeights&, TensorView, MicroBatch&, Backend&) const override {
+    fail(ExitCode::kInternal, "nothing follows the head");
+  }
+
+ private:
+  float eps_;
+  Tensor norm_;
+};
+
+}  // namespace
+
+std::unique_ptr<BlockGraph> head_graph(const ModelSource& source, Backend& backend) {
+  return std::make_unique<HeadGraph>(source, backend);
+}
+
+Head::Head(const ModelSource& source, Backend& backend) : spec_(source.spec()), backend_(backend) {
+  norm_ = final_norm(source, backend);
+  normed_ = backend.allocate(backend.compute(), {chunk_rows(), spec_.hidden});
+  weight_ =
+      backend.prepare_linear(source.read_weight(spec_.head_linear(), backend.compute(), backend));
 }
 
 int64_t Head::chunk_rows() const { return std::clamp<int64_t>((int64_t{64} << 20) / (4 * spec_.vocab), 16, 2048); }

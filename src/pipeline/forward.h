@@ -20,6 +20,10 @@ void embed_tokens(const ModelSource& source, TensorView ids, Activations& activa
 void send_activations(Activations& activations, int to, Transport& transport, Backend& backend);
 void receive_activations(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend);
 
+// The final norm as a graph of one cut: `input` is what the head multiplies. Nothing follows the
+// head, so `advance` must not be called.
+std::unique_ptr<BlockGraph> head_graph(const ModelSource& source, Backend& backend);
+
 // Final norm and head of a model, applied to chunks of rows: a whole logits tensor is never held.
 class Head {
  public:

@@ -1,5 +1,7 @@
 #include "pipeline/loader.h"
 
+#include "formats/stored_tensors.h"
+
 #include <set>
 
 namespace bitmill {
@@ -18,10 +20,12 @@ ModelSource::ModelSource(Json config, Checkpoint checkpoint)
 ModelSource ModelSource::open(const std::string& directory) {
   ModelSource source(read_model_config(directory), Checkpoint::open(directory));
   std::set<std::string> packed;  // modules whose weight exists only in packed form
-  if (source.format_ != nullptr)
+  if (source.format_ != nullptr) {
     for (const BlockSpec& block : source.spec_.blocks)
       for (const LinearSpec& linear : block.linears)
         if (source.format_->holds(source.checkpoint_, linear)) packed.insert(linear.module);
+    if (source.head_packed()) packed.insert(source.spec_.head_linear().module);
+  }
   source.unknown_ = check_tensors(source.spec_, source.checkpoint_,
                                   [&](const std::string& module) { return packed.contains(module); });
   return source;
@@ -50,14 +54,20 @@ Tensor ModelSource::read_float(const std::string& name, Backend& backend) const 
   return tensor;
 }
 
+bool ModelSource::head_packed() const {
+  return format_ != nullptr && !spec_.tied && format_->holds(checkpoint_, spec_.head_linear());
+}
+
 Tensor ModelSource::read_weight(const LinearSpec& linear, DType dtype, Backend& backend) const {
-  if (format_ != nullptr && format_->holds(checkpoint_, linear)) {
+  const bool head = linear.module == spec_.head_linear().module;
+  if (head ? head_packed() : format_ != nullptr && format_->holds(checkpoint_, linear)) {
     const QuantizedLinear packed = format_->unpack(checkpoint_, linear, config_.at("quantization_config"));
     Tensor dense = backend.allocate(dtype, {linear.out, linear.in});
     backend.dequantize(packed, dense);
     return dense;
   }
-  Tensor stored = read_float(linear.weight_name(), backend);
+  Tensor stored = read_float(head ? spec_.head.name : linear.weight_name(), backend);
+  if (linear.transposed) stored = transposed(stored);
   if (stored.dtype() == dtype) return stored;
   Tensor dense = backend.allocate(dtype, stored.shape());
   backend.convert(stored, dense);

@@ -30,8 +30,12 @@ class ModelSource {
 
   // A float tensor as stored; Error(kInput) naming tensor and first index when it holds NaN or Inf.
   Tensor read_float(const std::string& name, Backend& backend) const;
-  // Dense weight [out, in] of a linear in `dtype` (F32, or the compute type), dequantized if it is packed.
+  // Dense weight [out, in] of a linear in `dtype` (F32, or the compute type), dequantized if it is
+  // packed, transposed if it is stored as [in, out]. `linear` may be the spec's head_linear(),
+  // whose float weight is the embedding when tied.
   Tensor read_weight(const LinearSpec& linear, DType dtype, Backend& backend) const;
+  // Does the head have a packed weight of its own?
+  bool head_packed() const;
   // Bias as stored, empty when there is none.
   Tensor read_bias(const LinearSpec& linear, Backend& backend) const;
   // Norms and biases of a block; linears are left to the caller.

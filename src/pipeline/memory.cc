@@ -78,7 +78,7 @@ void consider_copies(const RunOptions& options, const ModelSpec& spec, const Pla
   }
   if (!rank.last) return;
   MemoryBytes head{};
-  if (!spec.tied) slot(head, MemoryKind::kEmbedding) = bytes(spec.head);
+  if (!spec.tied && !head_to_quantize(options, spec)) slot(head, MemoryKind::kEmbedding) = bytes(spec.head);
   consider(rank, head, "head");
   std::vector<PackedSpec> other = job.other;  // unknown tensors are copied shard by shard, each held whole
   std::sort(other.begin(), other.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
@@ -109,12 +109,13 @@ MemoryBytes collect_moment(const RunOptions& options, const ModelSpec& spec, con
 }
 
 void consider_block(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const OutputFormat& format,
-                    const BlockSpec& block, int64_t number, RankPlan& rank) {
+                    const BlockSpec& block, const std::string& name, RankPlan& rank) {
   const int64_t tokens = job.samples * job.length;
-  const bool whole = job.calibrated && !options.quantize.true_sequential;
+  // The head, a block of one cut, has nothing to run ahead of.
+  const bool whole = job.calibrated && !options.quantize.true_sequential && block.cuts.size() > 1;
   int64_t packed = 0, kept = 0;  // kept: Hessians that wait for their cut
   if (whole) {
-    consider(rank, collect_moment(options, spec, job, block), fmt::format("block {}, collect", number));
+    consider(rank, collect_moment(options, spec, job, block), name + ", collect");
     for (const CutSpec& cut : block.cuts) kept += hessian_elements(cut.in) * 4;
   }
   for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
@@ -129,7 +130,7 @@ void consider_block(const RunOptions& options, const ModelSpec& spec, const Plan
     slot(solve, MemoryKind::kHessians) = whole ? kept : m.hessian;
     slot(solve, MemoryKind::kFactor) = m.factor + m.weights;  // factor, and the sweep's working copy
     if (job.calibrated) slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut, tokens);
-    consider(rank, solve, fmt::format("block {}, solve {}", number, block.cuts[cut].name));
+    consider(rank, solve, fmt::format("{}, solve {}", name, block.cuts[cut].name));
     if (!job.calibrated) continue;
     MemoryBytes advance{};
     slot(advance, MemoryKind::kPacked) = packed;
@@ -139,7 +140,7 @@ void consider_block(const RunOptions& options, const ModelSpec& spec, const Plan
     slot(advance, MemoryKind::kHessians) = whole ? kept : next * live_partials(options.run.reduction_lanes);
     slot(advance, MemoryKind::kScratch) = scratch_bytes(options, spec, job, block, cut);
     slot(advance, MemoryKind::kActivations) = activation_bytes(spec, job, block, last ? cut : cut + 1, tokens);
-    consider(rank, advance, fmt::format("block {}, run {}", number, block.cuts[cut].name));
+    consider(rank, advance, fmt::format("{}, run {}", name, block.cuts[cut].name));
   }
 }
 
@@ -149,7 +150,9 @@ void plan_memory(const RunOptions& options, const ModelSpec& spec, const PlanJob
                  const std::function<DType(const std::string&)>& dtypes, RankPlan& rank) {
   consider_copies(options, spec, job, dtypes, rank);
   for (int64_t b = rank.blocks.first; b < rank.blocks.end; ++b)
-    consider_block(options, spec, job, format, spec.blocks[b], b, rank);
+    consider_block(options, spec, job, format, spec.blocks[b], fmt::format("block {}", b), rank);
+  if (rank.last && head_to_quantize(options, spec))
+    consider_block(options, spec, job, format, head_block(spec), "head", rank);
 }
 
 int64_t host_memory_per_rank(int ranks_on_node) {

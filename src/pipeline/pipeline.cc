@@ -81,14 +81,15 @@ void write_tensor(const QuantizeJob& job, const std::string& key, const std::str
   job.output.write_shards(job.plan, key, tensors);
 }
 
-// Embedding, final norm, head and unknown tensors: copied by the first and last stage.
+// Embedding, final norm, a head in float and unknown tensors: copied by the first and last stage.
 void write_float_shards(const QuantizeJob& job, const RankPlan& mine, Backend& backend, PhaseSeconds& phases) {
   PhaseTimer timer(phases, Phase::kWrite);
   const ModelSpec& spec = job.source.spec();
   if (mine.embeds) write_tensor(job, "embedding", spec.embedding.name, backend);
   if (!mine.last) return;
   write_tensor(job, "norm", spec.final_norm.name, backend);
-  if (!spec.tied) write_tensor(job, "head", spec.head.name, backend);
+  if (!spec.tied && !head_to_quantize(job.options, spec))
+    write_tensor(job, "head", spec.head.name, backend);
   for (const ShardPlan& shard : job.plan.shards) {
     if (!shard.key.starts_with("other")) continue;
     std::vector<NamedTensor> tensors;  // at most output.shard_size of them at a time
@@ -135,6 +136,12 @@ void run_blocks(QuantizeJob& job, const RankPlan& mine, Transport& transport, Ba
       bytes = job.output.write_shards(job.plan, fmt::format("block-{:05}", block), packed.tensors);
     }
     events.tell(BlockEvent{block, mine.rank, bytes, watch.seconds()});
+  }
+  if (mine.last &&
+      head_to_quantize(job.options, spec)) {  // its records carry the number behind the last block
+    const PackedBlock packed = stage.run_head(activations);
+    PhaseTimer timer(phases, Phase::kWrite);
+    job.output.write_shards(job.plan, "head", packed.tensors);
   }
   if (flows && !mine.last) {
     PhaseTimer timer(phases, Phase::kTransfer);

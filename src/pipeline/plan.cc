@@ -34,21 +34,46 @@ ActOrder order_on_disk(const QuantizeSettings& settings) {
 }
 
 }  // namespace
+std::optional<LinearSpec> head_to_quantize(const RunOptions& options, const ModelSpec& spec) {
+  const LinearSpec head = spec.head_linear();
+  if (!options.quantize.lm_head && options.quantize.untie)
+    fail(ExitCode::kUsage,
+         "quantize.untie=true without quantize.lm_head=true: a head in float stays as it is");
+  if (!options.quantize.lm_head || options.settings_for(head.module).skip) return std::nullopt;
+  if (spec.tied && !options.quantize.untie)
+    fail(ExitCode::kUsage,
+         "quantize.lm_head=true, but the head of this model is its embedding ({}, "
+         "tie_word_embeddings=true): "
+         "quantize.untie=true gives it a quantized weight of its own",
+         spec.head.name);
+  return head;
+}
+
+BlockSpec head_block(const ModelSpec& spec) {
+  BlockSpec block;
+  block.index = static_cast<int64_t>(spec.blocks.size());
+  block.linears = {spec.head_linear()};
+  block.cuts = {{"head", {0}, spec.hidden}};
+  return block;
+}
 
 std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelSpec& spec,
                                          const OutputFormat& format) {
   std::vector<ModuleChoice> choices;
-  for (const BlockSpec& block : spec.blocks)
-    for (const LinearSpec& linear : block.linears) {
-      const QuantizeSettings settings = options.settings_for(linear.module);
-      if (!settings.skip) {
-        find_quantizer(settings.algorithm).check(settings);
-        format.check(linear, settings);
-      }
-      ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size, settings.symmetric};
-      choice.act_order = order_on_disk(settings);
-      choices.push_back(std::move(choice));
+  const auto choose = [&](const LinearSpec& linear) {
+    const QuantizeSettings settings = options.settings_for(linear.module);
+    if (!settings.skip) {
+      find_quantizer(settings.algorithm).check(settings);
+      format.check(linear, settings);
     }
+    ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size,
+                        settings.symmetric};
+    choice.act_order = order_on_disk(settings);
+    choices.push_back(std::move(choice));
+  };
+  for (const BlockSpec& block : spec.blocks)
+    for (const LinearSpec& linear : block.linears) choose(linear);
+  if (const auto head = head_to_quantize(options, spec)) choose(*head);
   if (std::none_of(choices.begin(), choices.end(), [](const ModuleChoice& c) { return c.quantized; }))
     fail(ExitCode::kUsage, "quantize.rule: every module is skipped, nothing is left to quantize");
   format.check_model(choices);
@@ -112,7 +137,8 @@ std::vector<PackedSpec> block_tensors(const BlockSpec& block, const RunOptions& 
   for (const LinearSpec& linear : block.linears) {
     const QuantizeSettings settings = options.settings_for(linear.module);
     if (settings.skip) {
-      tensors.push_back({linear.weight_name(), dtypes(linear.weight_name()), {linear.out, linear.in}});
+      tensors.push_back(
+          {linear.weight_name(), dtypes(linear.weight_name()), linear.stored_shape()});
       if (linear.bias) tensors.push_back({linear.bias_name(), dtypes(linear.bias_name()), {linear.out}});
       continue;
     }
@@ -139,7 +165,13 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
       add_shards(plan, fmt::format("block-{:05}", b), rank.rank,
                  block_tensors(spec.blocks[b], options, spec, format, dtypes, plan, quantized_bytes), limit);
   add_shards(plan, "norm", last, whole(spec.final_norm), limit);
-  if (!spec.tied) add_shards(plan, "head", last, whole(spec.head), limit);
+  if (head_to_quantize(options, spec))
+    add_shards(
+        plan, "head", last,
+        block_tensors(head_block(spec), options, spec, format, dtypes, plan, quantized_bytes),
+        limit);
+  else if (!spec.tied)
+    add_shards(plan, "head", last, whole(spec.head), limit);
   if (!plan.job.other.empty()) add_shards(plan, "other", last, plan.job.other, limit);
   if (plan.quantized_weights > 0)
     plan.bits_per_weight = 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(plan.quantized_weights);
@@ -150,11 +182,13 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
                                      : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, count));
 }
 
-void assign_blocks(Plan& plan, const ModelSpec& spec) {
+void assign_blocks(Plan& plan, const RunOptions& options, const ModelSpec& spec) {
   std::vector<double> costs;
   for (const BlockSpec& block : spec.blocks) costs.push_back(block_cost(block, plan.job));
   const double embedding = 200.0 * static_cast<double>(spec.embedding.shape.elements());
-  const double head = spec.tied ? 0 : 200.0 * static_cast<double>(spec.head.shape.elements());
+  const double copied = spec.tied ? 0 : 200.0 * static_cast<double>(spec.head.shape.elements());
+  const double head =
+      head_to_quantize(options, spec) ? block_cost(head_block(spec), plan.job) : copied;
   const auto ranges = partition_blocks(costs, plan.machine.ranks, embedding, head);
   const double all = std::accumulate(costs.begin(), costs.end(), embedding + head);
   for (int rank = 0; rank < plan.machine.ranks; ++rank) {
@@ -200,7 +234,7 @@ Plan make_plan(const RunOptions& options, const ModelSpec& spec, const OutputFor
   Plan plan;
   plan.machine = machine;
   plan.job = job;
-  assign_blocks(plan, spec);
+  assign_blocks(plan, options, spec);
   for (RankPlan& rank : plan.ranks)
     if (rank.blocks.count() > 0) plan_memory(options, spec, job, format, dtypes, rank);
   plan_shards(plan, options, spec, format, dtypes);

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,13 @@ struct Plan {
 // option that would help when a rank's peak exceeds the machine. `dtypes` gives the stored dtype of float tensors.
 Plan make_plan(const RunOptions& options, const ModelSpec& spec, const OutputFormat& format, const PlanMachine& machine,
                const PlanJob& job, const std::function<DType(const std::string&)>& dtypes);
+
+// The head, if it is to be quantized: quantize.lm_head is true and no rule skips module lm_head.
+// Error(kUsage) where the model's head is tied and quantize.untie does not allow it a weight of its
+// own, or quantize.untie alone is given.
+std::optional<LinearSpec> head_to_quantize(const RunOptions& options, const ModelSpec& spec);
+// The head as one more block behind the last: one cut of one linear, no norms.
+BlockSpec head_block(const ModelSpec& spec);
 
 // Checks every module's settings against algorithm and format and returns what each becomes. Throws kUsage.
 std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelSpec& spec, const OutputFormat& format);

@@ -2,12 +2,16 @@
 
 #include <algorithm>
 
+#include "pipeline/forward.h"
+#include "pipeline/plan.h"
+
 namespace bitmill {
 
 struct Stage::Work {
   const BlockSpec& spec;
   const BlockGraph* graph;  // nullptr: no activations flow
   Activations& activations;
+  bool propagates;  // the activations go on through the quantized linears
   BlockWeights weights;
   std::vector<Hessian> hessians;  // per cut, only when the whole block is collected at once
   PackedBlock packed;
@@ -31,7 +35,8 @@ bool needs_calibration(const RunOptions& options, const ModelSpec& spec) {
   for (const BlockSpec& block : spec.blocks)
     for (const LinearSpec& linear : block.linears)
       if (wants_hessian(options.settings_for(linear.module))) return true;
-  return false;
+  const auto head = head_to_quantize(options, spec);
+  return head && wants_hessian(options.settings_for(head->module));
 }
 
 bool Stage::needs_hessian(const BlockSpec& block, int cut) const {
@@ -43,22 +48,38 @@ bool Stage::needs_hessian(const BlockSpec& block, int cut) const {
 
 PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& activations) {
   const BlockSpec& spec = source_.spec().blocks[index];
-  Work work{spec, graph, activations, BlockWeights(spec), {}, {}, {}};
+  Work work{spec, graph, activations, graph != nullptr, BlockWeights(spec), {}, {}, {}};
   {
     PhaseTimer timer(phases_, Phase::kRead);
     work.weights = source_.read_block_floats(spec, backend_);
   }
+  run_cuts(work);
+  for (const TensorSpec& norm : spec.norms)
+    work.packed.tensors.push_back({norm.name, source_.checkpoint().read(norm.name)});
+  return std::move(work.packed);
+}
+
+PackedBlock Stage::run_head(Activations& activations) {
+  const BlockSpec spec = head_block(source_.spec());
+  const auto graph = activations.batches.empty() ? nullptr : head_graph(source_, backend_);
+  Work work{spec, graph.get(), activations, false, BlockWeights(spec), {}, {}, {}};
+  run_cuts(work);
+  return std::move(work.packed);
+}
+
+void Stage::run_cuts(Work& work) {
+  const BlockSpec& spec = work.spec;
   const int cuts = static_cast<int>(spec.cuts.size());
-  const bool whole = graph != nullptr && !options_.quantize.true_sequential;
+  const bool whole = work.propagates && !options_.quantize.true_sequential;
   if (whole) collect_whole_block(work);
 
   Hessian ahead;  // of the cut to be solved next
-  if (graph != nullptr && !whole && needs_hessian(spec, 0)) ahead = collect(work, 0);
+  if (work.graph != nullptr && !whole && needs_hessian(spec, 0)) ahead = collect(work, 0);
   for (int cut = 0; cut < cuts; ++cut) {
     const Hessian& hessian = whole ? work.hessians[cut] : ahead;
     solve(work, cut, needs_hessian(spec, cut) ? &hessian : nullptr);
     ahead = Hessian();
-    if (graph == nullptr) continue;
+    if (!work.propagates) continue;
     const bool collect_next = !whole && cut + 1 < cuts && needs_hessian(spec, cut + 1);
     if (collect_next) {
       HessianAccumulator next(spec.cuts[cut + 1].in, DType::kF32, backend_);
@@ -69,9 +90,19 @@ PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& acti
     }
     for (int linear : spec.cuts[cut].linears) work.weights.drop_linear(linear);
   }
-  for (const TensorSpec& norm : spec.norms)
-    work.packed.tensors.push_back({norm.name, source_.checkpoint().read(norm.name)});
-  return std::move(work.packed);
+}
+
+// NaN and Inf spread to every later activation: the first module to see one, in the first sample
+// that holds it, is where to look.
+void Stage::check_finite(const Work& work, int cut, TensorView x, const BatchRange& range) const {
+  const int64_t bad = backend_.first_non_finite(x);
+  if (bad < 0) return;
+  const int64_t token = bad / x.cols(), length = x.rows() / std::max<int64_t>(1, range.samples);
+  fail(ExitCode::kInput,
+       "{}: its input is not finite in calibration sample {} (token {}, channel {}): the "
+       "activations overflow in an earlier layer, or a weight is far out of range",
+       work.spec.linears[work.spec.cuts[cut].linears.front()].module,
+       range.first_sample + token / length, token % length, bad % x.cols());
 }
 
 void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range,
@@ -82,6 +113,7 @@ void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchR
     x = work.graph->input(cut, work.weights, batch, backend_, work.scratch);
   }
   PhaseTimer timer(phases_, Phase::kHessian);
+  check_finite(work, cut, x, range);
   sum.add(x, range.samples, range.lane);
 }
 
@@ -123,6 +155,7 @@ void Stage::advance(Work& work, int cut, HessianAccumulator* next) {
     {
       PhaseTimer timer(phases_, Phase::kForward);
       const TensorView x = work.graph->input(cut, work.weights, batch, backend_, work.scratch);
+      if (!needs_hessian(work.spec, cut)) check_finite(work, cut, x, work.activations.ranges[i]);
       work.graph->advance(cut, work.weights, x, batch, backend_);
     }
     if (next != nullptr) add_input(work, cut + 1, batch, work.activations.ranges[i], *next);
@@ -166,7 +199,7 @@ void Stage::keep(Work& work, int linear, QuantizeResult result) {
     const Tensor bias = source_.read_bias(spec, backend_);
     for (NamedTensor& tensor : format_.pack(spec, result.linear, bias)) work.packed.tensors.push_back(std::move(tensor));
   }
-  if (work.graph != nullptr) {
+  if (work.propagates) {
     PhaseTimer timer(phases_, Phase::kForward);
     Tensor dense = backend_.allocate(backend_.compute(), {spec.out, spec.in});
     backend_.dequantize(result.linear, dense);
@@ -181,7 +214,7 @@ void Stage::keep_float(Work& work, int linear) {
   const LinearSpec& spec = work.spec.linears[linear];
   PhaseTimer timer(phases_, Phase::kRead);
   Tensor stored = source_.read_float(spec.weight_name(), backend_);
-  if (work.graph != nullptr)
+  if (work.propagates)
     work.weights.set_linear(linear, source_.read_weight(spec, backend_.compute(), backend_), backend_);
   work.packed.tensors.push_back({spec.weight_name(), std::move(stored)});
   if (spec.bias) work.packed.tensors.push_back({spec.bias_name(), source_.read_bias(spec, backend_)});

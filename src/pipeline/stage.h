@@ -42,9 +42,14 @@ class Stage {
 
   // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output.
   PackedBlock run(int64_t index, const BlockGraph* graph, Activations& activations);
+  // Quantizes the head behind the last block: its Hessian is that of the final norm's output.
+  // `activations` (may be empty, as above) stay as they are; the tensors are the head's alone.
+  PackedBlock run_head(Activations& activations);
 
  private:
   struct Work;  // state of the block being quantized
+  void run_cuts(Work& work);
+  void check_finite(const Work& work, int cut, TensorView x, const BatchRange& range) const;
   Hessian collect(Work& work, int cut);
   void collect_whole_block(Work& work);
   void solve(Work& work, int cut, const Hessian* hessian);

@@ -195,6 +195,51 @@ TYPED_TEST(GridTest, ExpectedErrorAddsUp) {
     EXPECT_EQ(expected_error(w.data(), importance.data(), spread.data(), count, grid, T(3)),
               T(6 * 2 * count) / 16);
   }
+// Ternary: the values are the range's ends and 0, borders lie half way. Range [-2, 3]: below -1 is
+// -2, above 1.5 is 3; a weight on a border is 0.
+TYPED_TEST(GridTest, Ternary) {
+  using T = TypeParam;
+  GridOptions options = exact(2, false);
+  options.kind = GridKind::kTernary;
+  const std::vector<T> w{-2, T(-1.5), -1, 0, T(1.5), T(1.75), 3};
+  const Grid<T> grid = fit(w, options);
+  EXPECT_EQ(grid.scale, T(3));
+  EXPECT_EQ(grid.zero, T(-2));
+  std::vector<T> seen, values;
+  with_codes<T>(options.codes(), [&](const auto& kind) {
+    for (T value : w) seen.push_back(kind.code(value, grid));
+    for (T code : {T(0), T(1), T(2)}) values.push_back(kind.value(code, grid));
+  });
+  EXPECT_EQ(seen, (std::vector<T>{0, 0, 1, 1, 1, 2, 2}));
+  EXPECT_EQ(values, (std::vector<T>{-2, 0, 3}));
+}
+
+// Symmetric: [-3, 3]; without a negative weight [0, 2], where no weight is below 0 / 2; nothing but
+// zeros: [-1, 1].
+TYPED_TEST(GridTest, TernarySymmetricRanges) {
+  using T = TypeParam;
+  GridOptions options = exact(2, true);
+  options.kind = GridKind::kTernary;
+  EXPECT_EQ(fit(std::vector<T>{-1, 3}, options).zero, T(-3));
+  EXPECT_EQ(fit(std::vector<T>{1, 2}, options).zero, T(-2));
+  options.mirror = false;
+  EXPECT_EQ(fit(std::vector<T>{1, 2}, options).zero, T(0));
+  EXPECT_EQ(fit(std::vector<T>{0, 0}, options).scale, T(1));
+  EXPECT_EQ(fit(std::vector<T>{0, 0}, options).zero, T(-1));
+}
+
+// Without the mirror a range of one sign keeps half the scale, 6 / 3 = 2, around the same middle 2:
+// 6 / 2 + 2 is clipped to 3, whose value is 2.
+TYPED_TEST(GridTest, UnmirroredRangeClips) {
+  using T = TypeParam;
+  GridOptions options = exact(2, true);
+  options.mirror = false;
+  const std::vector<T> w{3, 6};
+  const Grid<T> grid = fit(w, options);
+  EXPECT_EQ(grid.scale, T(2));
+  EXPECT_EQ(grid.zero, T(2));
+  EXPECT_EQ(from_code(codes(w, grid, 2)[1], grid), T(2));
+  EXPECT_EQ(fit(std::vector<T>{-3, 6}, options).scale, T(4));
 }
 
 }  // namespace

@@ -141,14 +141,28 @@ class Damage:
     def unknown_dtype(self):
         self.edit_header(lambda h: h["model.layers.0.mlp.up_proj.weight"].update(dtype="Q4"))
 
+    def put(self, name, values):
+        """Overwrites the first bfloat16 values of a tensor, from their bytes."""
+        header, buffer = read(self.model)
+        begin = header[name]["data_offsets"][0]
+        write(self.model, header, buffer[:begin] + values + buffer[begin + len(values):])
+
     def nan(self):
         header, buffer = read(self.model)
         begin = header["model.layers.1.mlp.down_proj.weight"]["data_offsets"][0]
         nan = b"\xc0\x7f"  # bfloat16
         write(self.model, header, buffer[:begin + 10] + nan + buffer[begin + 12:])
 
+    def overflow(self):
+        """Finite weights, 1e38, whose products with the attention output are not."""
+        self.put("model.layers.0.self_attn.o_proj.weight", b"\x96\x7e" * (128 * 128))
 
-KINDS = [name for name in vars(Damage) if not name.startswith("_") and name not in ("edit_config", "edit_header", "split")]
+    def head_overflow(self):
+        """3.3e38 in the last linear of the last block: only the final norm's output sees it."""
+        self.put("model.layers.1.mlp.down_proj.weight", b"\x78\x7f" * (128 * 256))
+
+
+KINDS = [name for name in vars(Damage) if not name.startswith("_") and name not in ("edit_config", "edit_header", "put", "split")]
 
 
 def inside(value, key):

@@ -160,5 +160,19 @@ TEST(CompressedTensorsConfig, ViolationsNameTheKey) {
   EXPECT_THAT(broken("/config_groups/group_0", 3), HasSubstr("config_groups"));
 }
 
+TEST(CompressedTensors, AQuantizedHeadLeavesTheIgnoreList) {
+  std::vector<ModuleChoice> modules = {{"model.layers.0.mlp.down_proj", true, 4, 32, true},
+                                       {"lm_head", true, 4, 32, true}};
+  const OutputFormat& ct = find_format("compressed-tensors");
+  const Json config = Json::parse(ct.config({}, modules).quantization_config.dump());
+  EXPECT_EQ(config["ignore"], Json::array());
+  EXPECT_TRUE(ct.configured(config, "lm_head").quantized);
+  EXPECT_TRUE(ct.config_violations(config, modules).empty());
+  modules[1].bits = 8;
+  const auto [code, text] = thrown([&] { ct.check_model(modules); });
+  EXPECT_EQ(code, ExitCode::kUsage);
+  EXPECT_NE(text.find("lm_head"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace bitmill

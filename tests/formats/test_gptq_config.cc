@@ -197,5 +197,25 @@ TEST(GptqConfigViolations, EachBrokenKeyIsNamed) {
   EXPECT_THAT(broken("dynamic", Json{{"-:.*down_proj", Json::object()}}), HasSubstr("float"));
 }
 
+TEST(GptqConfig, QuantizedHead) {
+  std::vector<ModuleChoice> modules = two_blocks();
+  ModuleChoice& head = modules.back();
+  head.quantized = true;
+  head.bits = 4;
+  head.group_size = 128;
+  for (int bits : {4, 8}) {
+    head.bits = bits;
+    const Json config = config_of("gptq", modules);
+    EXPECT_EQ(config["lm_head"], true);
+    EXPECT_EQ(config["modules_in_block_to_quantize"].dump().find("lm_head"), std::string::npos);
+    EXPECT_EQ(config.contains("dynamic"), bits == 8)
+        << "only a head with another scheme needs a rule";
+    const ModuleChoice says = find_format("gptq").configured(config, "lm_head");
+    EXPECT_TRUE(says.quantized);
+    EXPECT_EQ(says.bits, bits);
+    EXPECT_TRUE(find_format("gptq").config_violations(config, modules).empty());
+  }
+}
+
 }  // namespace
 }  // namespace bitmill

@@ -109,5 +109,19 @@ TEST(LoadRules, DimensionsThatDoNotDivide) {
               HasSubstr("do not divide by 8"));
 }
 
+TEST(LoadRules, AQuantizedHeadIsNamed) {
+  ModelSpec spec = model(4096, 12288, 8, 128);
+  spec.vocab = 32000;
+  spec.hidden = 4096;
+  const std::vector<ModuleChoice> modules = {{"lm_head", true, 4, 128, true}};
+  for (const char* format : {"gptq", "compressed-tensors"}) {
+    const auto warnings = check_load(spec, find_format(format), modules);
+    EXPECT_THAT(text_of(warnings, 1), HasSubstr("lm_head: "));
+    // 32000 / 8 = 4000 rows: no multiple of 64.
+    EXPECT_THAT(text_of(warnings, 8), HasSubstr("lm_head: 4000 output rows"));
+  }
+  EXPECT_TRUE(check_load(spec, find_format("gptq"), {{"lm_head", false, 0, 0, true}}).empty());
+}
+
 }  // namespace
 }  // namespace bitmill

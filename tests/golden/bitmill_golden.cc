@@ -2,6 +2,9 @@
 // that this version can and writes OUT_DIR/NAME.safetensors, or OUT_DIR/NAME.rejected with the
 // refusal's sentence. OUT_DIR/cases.json gets the cases a checker may insist on (options and
 // formats of this version). Exit 0 when every case ran or was skipped.
+//
+//   cmake -S . -B build && cmake --build build --target bitmill_golden     makes
+//   build/bin/bitmill_golden
 #include <fmt/core.h>
 
 #include <algorithm>

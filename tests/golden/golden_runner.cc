@@ -30,11 +30,6 @@ Tensor single(DType dtype, T value) {
 std::string unsupported(const Json& c) {
   const std::string kind = c.at("kind");
   if (kind != "rtn" && kind != "gptq" && kind != "hessian" && kind != "pack") return "kind " + kind;
-  const Json& options = c.at("options");
-  if (options.value("trits", false)) return "trits";
-  // Symmetric ranges are always mirrored; the suite's default only matters in cases that say so.
-  if (options.contains("sym_nonneg") && options["sym_nonneg"] == "original")
-    return "sym_nonneg=original";
   return "";
 }
 
@@ -133,6 +128,16 @@ Tensor widened_zeros(const Tensor& zeros) {
   return out;
 }
 
+// Scales and zero points, or the two values of a ternary grid, which the suite calls scales and
+// neg.
+void add_grids(const QuantizedLinear& linear, DType dtype, Outcome& outcome) {
+  outcome.tensors["out.scales"] = converted(linear.scales, dtype);
+  if (linear.kind == GridKind::kTernary)
+    outcome.tensors["out.neg"] = converted(linear.zeros, dtype);
+  else
+    outcome.tensors["out.zeros"] = widened_zeros(linear.zeros);
+}
+
 void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& backend,
                 Outcome& outcome) {
   QuantizedLinear& linear = result.linear;
@@ -140,8 +145,7 @@ void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& back
   outcome.tensors["out.dequant"] = Tensor(DType::kF32, linear.codes.shape());
   backend.dequantize(linear, outcome.tensors["out.dequant"]);
   add_words(c, linear, outcome);
-  outcome.tensors["out.scales"] = converted(linear.scales, dtype);
-  outcome.tensors["out.zeros"] = widened_zeros(linear.zeros);
+  add_grids(linear, dtype, outcome);
   const bool gptq = c.at("kind") == "gptq";
   if (wants(c, "out.layer_error"))
     outcome.tensors["out.layer_error"] = single(DType::kF64, record.error);
@@ -163,8 +167,12 @@ void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& b
   problem.module = kModule;
   problem.weight = weight;
   problem.settings = settings_of(c.at("options"), algorithm);
-  problem.scale_dtype = c["options"].value("scale_f16", false) ? DType::kF16 : DType::kF64;
-  problem.static_groups = c["options"].value("static_groups", false);
+  const Json& options = c.at("options");
+  problem.kind = options.value("trits", false) ? GridKind::kTernary : GridKind::kUniform;
+  problem.mirror = options.value("sym_nonneg", "original") == std::string("mirror");
+  const bool stored = options.value("scale_f16", false) && problem.kind == GridKind::kUniform;
+  problem.scale_dtype = stored ? DType::kF16 : DType::kF64;
+  problem.static_groups = options.value("static_groups", false);
   std::optional<Hessian> hessian;
   if (inputs.contains("in.hessian")) {
     hessian = hessian_given(inputs.at("in.hessian"), dtype);

@@ -55,8 +55,24 @@ struct Layer {
   }
 };
 
+// The same for a ternary grid (core/grid.h): code 0 is out.neg, 1 is 0, 2 is the scale.
+Values on_ternary_grid(const Tensors& got, const Values* weight) {
+  const Values high = to_values(got.at("out.scales")), low = to_values(got.at("out.neg"));
+  Values values = to_values(got.at("out.codes"));
+  const int64_t cols = got.at("out.codes").cols(), groups = got.at("out.scales").cols();
+  for (size_t i = 0; i < values.size(); ++i) {
+    const int64_t row = static_cast<int64_t>(i) / cols;
+    const int64_t at =
+        row * groups + got.at("out.g_idx").as<int32_t>()[static_cast<int64_t>(i) % cols];
+    if (weight) values[i] = (*weight)[i] > high[at] / 2 ? 2 : (*weight)[i] < low[at] / 2 ? 0 : 1;
+    values[i] = values[i] == 2 ? high[at] : values[i] == 0 ? low[at] : 0;
+  }
+  return values;
+}
+
 // Values of the outcome's codes, or of the weight rounded plainly onto the outcome's grids.
 Values on_grid(const Tensors& got, int bits, const Values* weight) {
+  if (got.contains("out.neg")) return on_ternary_grid(got, weight);
   const Values scales = to_values(got.at("out.scales")), zeros = to_values(got.at("out.zeros"));
   Values values = to_values(got.at("out.codes"));
   const int64_t cols = got.at("out.codes").cols(), groups = got.at("out.scales").cols();

@@ -102,7 +102,8 @@ def main():
             weight = read_awq(out, module, config)
         else:
             weight = read_gptq(out, module, config, config["checkpoint_format"] == "gptq_v2")
-        want = floats(source[f"{module}.weight"])
+        tied = module == "lm_head" and f"{module}.weight" not in source  # a head that bitmill untied
+        want = floats(source["model.embed_tokens.weight" if tied else f"{module}.weight"])
         error = float(np.linalg.norm(weight - want) / np.linalg.norm(want)) if weight.shape == want.shape else float("inf")
         worst = max(worst, error)
         if not error <= arguments.bound:

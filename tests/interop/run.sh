@@ -72,6 +72,10 @@ output awq4a --output.format=awq --quantize.symmetric=false && both awq4a
 output awq4skip --output.format=awq --quantize.algorithm=rtn --quantize.rule='.*layers\.1\.mlp\.down_proj skip=true' &&
   both awq4skip
 output gptq4skip --output.format=gptq --quantize.rule='.*\.mlp\.down_proj skip=true' && both gptq4skip
+# The demo's head is tied; untied and packed it is one more linear. optimum would not read it.
+head=(--quantize.lm_head=true --quantize.untie=true)
+output head-ct --output.format=compressed-tensors "${head[@]}" && same head-ct transformers load_transformers.py
+output head-gptq --output.format=gptq "${head[@]}" && same head-gptq gptqmodel load_gptqmodel.py
 bound=0.45
 output gptq3a --output.format=gptq_v2 --quantize.bits=3 --quantize.symmetric=false && both gptq3a
 bound=0.02

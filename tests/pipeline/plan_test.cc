@@ -215,5 +215,70 @@ TEST_F(PlanTest, TextAndJsonHoldTheNumbers) {
   EXPECT_THAT(plan_text(p, spec_), HasSubstr("model.safetensors"));
 }
 
+// The head [512, 128] packs like a linear: 66.5 * 512 + 512 bytes of g_idx instead of 2 * 512 *
+// 128.
+constexpr int64_t kHeadBytes = 34048 + 512;
+
+TEST_F(PlanTest, QuantizedHeadByHand) {
+  const Plan plain = plan(2);
+  options_.quantize.lm_head = true;
+  options_.output.shard_size = 100000;
+  const Plan p = plan(2);
+  EXPECT_EQ(p.output_bytes, plain.output_bytes - kEmbeddingBytes + kHeadBytes);
+  EXPECT_EQ(p.source_bytes, plain.source_bytes);
+  EXPECT_EQ(p.quantized_weights, plain.quantized_weights + 512 * 128);
+  ASSERT_EQ(p.shards.back().key, "head");
+  EXPECT_EQ(p.shards.back().rank, 1);
+  EXPECT_EQ(p.shards.back().tensor_bytes, kHeadBytes);
+  EXPECT_EQ(p.shards.back().tensors.front().name, "lm_head.g_idx");
+  EXPECT_GT(p.ranks[1].cost, plain.ranks[1].cost);
+}
+
+TEST_F(PlanTest, AWideHeadDecidesTheMemoryOfTheLastRank) {
+  options_.quantize.lm_head = true;
+  spec_.vocab = 65536;
+  spec_.embedding.shape = spec_.head.shape = {65536, 128};
+  const Plan p = plan(2);
+  EXPECT_EQ(p.ranks[1].peak_at, "head, solve head");
+  // F32, codes and bf16 of the weight, and the sweep's second F32 copy beside the factor.
+  EXPECT_GT(total(p.ranks[1].peak), 65536 * 128 * (4 + 1 + 2 + 4));
+  EXPECT_NE(p.ranks[0].peak_at, "head, solve head");
+}
+
+std::string refusal(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    return error.what();
+  }
+  return "accepted";
+}
+
+TEST_F(PlanTest, TiedHeadNeedsUntie) {
+  spec_.tied = true;
+  spec_.head = spec_.embedding;
+  EXPECT_EQ(plan(1).shards.back().key, "norm");
+  options_.quantize.lm_head = true;
+  EXPECT_THAT(refusal([&] { plan(1); }), HasSubstr("quantize.untie=true"));
+  options_.quantize.untie = true;
+  const Plan p = plan(1);
+  EXPECT_EQ(p.shards.back().tensor_bytes, kHeadBytes);
+  EXPECT_EQ(p.shards.front().tensor_bytes, kEmbeddingBytes);  // the float embedding stays
+  options_.quantize.lm_head = false;
+  EXPECT_THAT(refusal([&] { plan(1); }), HasSubstr("quantize.lm_head=true"));
+}
+
+TEST_F(PlanTest, RulesSpeakOfTheHead) {
+  options_.quantize.lm_head = true;
+  const auto head = [](const std::string& module) { return module == "lm_head"; };
+  options_.quantize.rules.push_back({"lm_head bits=8", head, {{"bits", "8"}}});
+  EXPECT_EQ(plan(1).shards.back().tensor_bytes, kHeadBytes + 512 * 128 / 2 + 512 / 2);
+  options_.quantize.rules = {{"lm_head skip=true", head, {{"skip", "true"}}}};
+  EXPECT_EQ(plan(1).output_bytes, 2 * kBlockBytes + 2 * kEmbeddingBytes + 256);
+  options_.quantize.rules = {{"lm_head group_size=48", head, {{"group_size", "48"}}}};
+  EXPECT_THAT(refusal([&] { plan(1); }), HasSubstr("lm_head"));
+}
+
 }  // namespace
 }  // namespace bitmill

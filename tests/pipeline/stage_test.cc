@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <limits>
 #include <random>
 
 #include "pipeline/forward.h"
@@ -181,6 +182,79 @@ TEST_F(StageTest, RoundToNearestNeedsNoActivations) {
   Activations none;
   Stage stage(options_, source_, find_format("gptq"), *backend, phases, [](const QuantizeRecord&) {});
   EXPECT_EQ(stage.run(1, nullptr, none).records.size(), 7u);
+}
+
+// The head is one more linear behind the last block: all tokens, its Hessian from the final norm.
+TEST_F(StageTest, HeadIsQuantizedFromTheFinalNormsOutput) {
+  options_.quantize.lm_head = true;
+  for (bool sequential : {true, false}) {
+    options_.quantize.true_sequential = sequential;
+    const auto backend = make_backend({"cpu", DType::kF32, 2});
+    Activations activations = embedded(*backend);
+    PhaseSeconds phases{};
+    Stage stage(options_, source_, find_format("gptq"), *backend, phases,
+                [](const QuantizeRecord&) {});
+    const PackedBlock head = stage.run_head(activations);
+    ASSERT_EQ(head.records.size(), 1u);
+    EXPECT_EQ(head.records[0].module, "lm_head");
+    EXPECT_EQ(head.records[0].method, "gptq");
+    EXPECT_EQ(head.records[0].tokens, 12 * 16);
+    EXPECT_EQ(head.records[0].out, 512);
+    for (const NamedTensor& tensor : head.tensors)
+      EXPECT_TRUE(tensor.name.starts_with("lm_head.")) << tensor.name;
+    // tr(W H W^T) of the record is that of the normed hidden states.
+    Tensor norm(DType::kF32, {128}), normed(DType::kF32, {192, 128});
+    convert(source_.read_float("model.norm.weight", *backend), norm);
+    int64_t row = 0;
+    for (const MicroBatch& batch : activations.batches) {
+      backend->rms_norm(batch.hidden, norm, source_.spec().norm_eps,
+                        normed.view().slice(row, row + batch.tokens()));
+      row += batch.tokens();
+    }
+    Tensor h = Tensor::zeros(DType::kF32, {hessian_elements(128)});
+    backend->hessian_update(normed, h);
+    const Tensor weight = source_.read_weight(source_.spec().head_linear(), DType::kF32, *backend);
+    const double signal = backend->layer_error(weight, TensorView(), h, 2.0 / 12);
+    EXPECT_NEAR(head.records[0].error / head.records[0].relative_error / signal, 1, 1e-5);
+  }
+}
+
+std::string refusal(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kInput);
+    return error.what();
+  }
+  return "accepted";
+}
+
+// NaN and infinity in the calibration activations name the first module that sees them, and the
+// sample.
+TEST_F(StageTest, NonFiniteActivationsNameModuleAndSample) {
+  for (bool sequential : {true, false}) {
+    options_.quantize.true_sequential = sequential;
+    for (const char* algorithm :
+         {"gptq", "rtn"}) {  // rtn needs no Hessian, but the activations still go on
+      options_.quantize.algorithm = algorithm;
+      const auto backend = make_backend({"cpu", DType::kF32, 1});
+      Activations activations = embedded(*backend);
+      ASSERT_GE(activations.batches.size(), 3u);
+      const BatchRange range = activations.ranges[2];
+      ASSERT_GE(range.samples, 2);
+      // Token 5 of the batch's second sample.
+      activations.batches[2].hidden.as<float>()[(16 + 5) * 128 + 3] =
+          std::numeric_limits<float>::quiet_NaN();
+      const std::string text = refusal([&] { run(*backend, activations); });
+      EXPECT_NE(
+          text.find(fmt::format(
+              "model.layers.0.self_attn.q_proj: its input is not finite in calibration sample {} "
+              "(token 5,",
+              range.first_sample + 1)),
+          std::string::npos)
+          << text;
+    }
+  }
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ class CpuBackend final : public Backend {
   bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
                  const ColumnStatsView& columns, TensorView scales, TensorView zeros) override;
   void round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
-                     TensorView column_group, int bits, TensorView codes) override;
+                     TensorView column_group, CodeType type, TensorView codes) override;
   void sweep(TensorView factor, TensorView order, int64_t block_size,
              std::span<const SweepItem> items) override;
   void dequantize(const QuantizedLinear& linear, TensorView out) override;

@@ -50,26 +50,29 @@ bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_s
 
 template <typename T>
 void round_rows(TensorView weight, TensorView scales, TensorView zeros, const int32_t* group,
-                int bits, TensorView codes, ThreadPool& pool) {
+                CodeType type, TensorView codes, ThreadPool& pool) {
   const int64_t cols = weight.cols(), groups = scales.cols();
-  const T maxq = T((1 << bits) - 1);
   over_rows(pool, weight.rows(), [&](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      const T* scale = scales.as<T>() + r * groups;
-      const T* zero = zeros.as<T>() + r * groups;
-      for (int64_t c = 0; c < cols; ++c) {
-        const Grid<T> grid{scale[group[c]], zero[group[c]]};
-        codes.as<uint8_t>()[r * cols + c] =
-            static_cast<uint8_t>(to_code(weight.as<T>()[r * cols + c], grid, maxq));
+    with_codes<T>(type, [&](const auto& kind) {
+      for (int64_t r = first; r < last; ++r) {
+        const T* scale = scales.as<T>() + r * groups;
+        const T* zero = zeros.as<T>() + r * groups;
+        for (int64_t c = 0; c < cols; ++c) {
+          const Grid<T> grid{scale[group[c]], zero[group[c]]};
+          codes.as<uint8_t>()[r * cols + c] =
+              static_cast<uint8_t>(kind.code(weight.as<T>()[r * cols + c], grid));
+        }
       }
-    }
+    });
   });
 }
 
-// Reads scale i of any stored type as U.
+// Reads scale or zero i of any stored type as U.
 template <typename U>
-U scale_at(TensorView scales, int64_t i) {
+U grid_value_at(TensorView scales, int64_t i) {
   switch (scales.dtype) {
+    case DType::kU8:
+      return U(scales.as<uint8_t>()[i]);
     case DType::kF16:
       return static_cast<U>(to_float(scales.as<Float16>()[i]));
     case DType::kBF16:
@@ -101,12 +104,14 @@ void dequantize_rows(const QuantizedLinear& linear, Out* out, ThreadPool& pool) 
     std::vector<Grid<U>> grids(static_cast<size_t>(groups));
     for (int64_t r = first; r < last; ++r) {
       for (int64_t g = 0; g < groups; ++g) {
-        grids[g] = {scale_at<U>(linear.scales, r * groups + g),
-                    U(linear.zeros.as<uint8_t>()[r * groups + g])};
+        grids[g] = {grid_value_at<U>(linear.scales, r * groups + g),
+                    grid_value_at<U>(linear.zeros, r * groups + g)};
       }
       const uint8_t* codes = linear.codes.as<uint8_t>() + r * cols;
-      for (int64_t c = 0; c < cols; ++c)
-        store(from_code(U(codes[c]), grids[group[c]]), out[r * cols + c]);
+      with_codes<U>({linear.bits, linear.kind}, [&](const auto& kind) {
+        for (int64_t c = 0; c < cols; ++c)
+          store(kind.value(U(codes[c]), grids[group[c]]), out[r * cols + c]);
+      });
     }
   });
 }
@@ -200,16 +205,16 @@ bool CpuBackend::fit_grids(TensorView weight, const GridOptions& options, int64_
 }
 
 void CpuBackend::round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
-                               TensorView column_group, int bits, TensorView codes) {
+                               TensorView column_group, CodeType type, TensorView codes) {
   BITMILL_CHECK(codes.dtype == DType::kU8 && codes.shape == weight.shape &&
                 scales.dtype == weight.dtype);
   BITMILL_CHECK(column_group.dtype == DType::kI32 && column_group.elements() == weight.cols());
   const int32_t* group = column_group.as<int32_t>();
   if (weight.dtype == DType::kF64) {
-    round_rows<double>(weight, scales, zeros, group, bits, codes, pool_);
+    round_rows<double>(weight, scales, zeros, group, type, codes, pool_);
   } else {
     BITMILL_CHECK(weight.dtype == DType::kF32);
-    round_rows<float>(weight, scales, zeros, group, bits, codes, pool_);
+    round_rows<float>(weight, scales, zeros, group, type, codes, pool_);
   }
 }
 
@@ -233,7 +238,10 @@ double CpuBackend::layer_error(TensorView w, TensorView w_hat, TensorView h, dou
   if (w.dtype == DType::kF64) return factor * quadratic_sum<double, double>(w, w_hat, h, pool_);
   // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small
   // eigenvalues.
-  if (!w_hat.data) return factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
+  if (!w_hat.data) {
+    const double signal = factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
+    if (std::isfinite(signal)) return signal;  // else a product is beyond fp32
+  }
   return factor * quadratic_sum<float, double>(w, w_hat, h, pool_);
 }
 

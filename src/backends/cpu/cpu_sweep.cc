@@ -79,15 +79,15 @@ void accumulate(const T* l, int64_t ldl, const T* e, int64_t count, T* acc, int6
 
 // Rounds one position of all rows: t = w + inverse * sum. `e` holds the weights and receives the
 // errors.
-template <typename T>
-void round_rows(int64_t rows, T inverse, T half_d, T maxq, const T* __restrict sum,
+template <typename T, typename Codes>
+void round_rows(int64_t rows, T inverse, T half_d, Codes codes, const T* __restrict sum,
                 const T* __restrict scale, const T* __restrict zero, T* __restrict e,
                 T* __restrict code, T* __restrict loss, T* __restrict square) {
   for (int64_t r = 0; r < rows; ++r) {
     const Grid<T> grid{scale[r], zero[r]};
     const T w = e[r], t = w + sum[r] * inverse;
-    code[r] = to_code(t, grid, maxq);
-    const T q = from_code(code[r], grid);
+    code[r] = codes.code(t, grid);
+    const T q = codes.value(code[r], grid);
     loss[r] += half_d * ((t - q) * (t - q));
     e[r] = w - q;
     square[r] += (w - q) * (w - q);
@@ -110,7 +110,6 @@ class TileSweep {
         live_(live),
         rows_((live + kRowUnit - 1) / kRowUnit * kRowUnit),
         groups_(item.scales.cols()),
-        maxq_(T((1 << item.bits) - 1)),
         reach_(p_.block + (item.refit_grids ? std::min(item.group_size, p_.n) : 0)),
         tile_(buffer(p_.n)),
         sums_(buffer(reach_)),
@@ -227,8 +226,10 @@ class TileSweep {
   void round(int64_t k, const T* sum, T* e) {
     const T pivot = p_.factor[k * p_.n + k];
     const int32_t group = group_of(k);
-    round_rows(rows_, T(1) / pivot, pivot * pivot / 2, maxq_, sum, column(scale_, group),
-               column(zero_, group), e, code_.as<T>(), loss_.as<T>(), square_.as<T>());
+    with_codes<T>({item_.bits, item_.grid.kind}, [&](const auto& codes) {
+      round_rows(rows_, T(1) / pivot, pivot * pivot / 2, codes, sum, column(scale_, group),
+                 column(zero_, group), e, code_.as<T>(), loss_.as<T>(), square_.as<T>());
+    });
     narrow(rows_, code_.as<T>(), codes_.as<uint8_t>() + k * rows_);
   }
 
@@ -311,7 +312,6 @@ class TileSweep {
   const Problem<T>& p_;
   const SweepItem& item_;
   int64_t first_, live_, rows_, groups_;
-  T maxq_;
   int64_t reach_;         // positions a block may need sums of
   Tensor tile_;           // [n][rows]: weights of open positions, errors of solved ones
   Tensor sums_;           // [reach][rows]
