@@ -91,7 +91,7 @@ void fail_scale(const LinearProblem& problem) {
 
 GridOptions grid_options(const LinearProblem& problem) {
   const QuantizeSettings& s = problem.settings;
-  return {s.bits, s.symmetric, s.mse, problem.scale_dtype};
+  return {s.bits, s.symmetric, s.mse, problem.scale_dtype, problem.range};
 }
 
 GridTensors make_grids(const LinearProblem& problem) {

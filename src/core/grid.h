@@ -14,12 +14,21 @@
 
 namespace bitmill {
 
+// How a group's range becomes a grid. The AWQ kinds are those of llm-awq (Lin et al., arXiv 2306.00978), for comparison
+// with it: asymmetric scales are at least 1e-5 / maxq, symmetric ones max|w| / (2^(bits-1) - 1).
+enum class GridRange {
+  kMirrored,  // contains 0; symmetric ranges are mirrored: what bitmill stores
+  kAwqRaw,    // minimum and maximum as they are: a group of one sign loses its values
+  kAwqZero,   // the same, extended to 0
+};
+
 // The type a format stores scales in; kF64: not rounded (reference checks only).
 struct GridOptions {
   int bits = 4;
   bool symmetric = true;
   bool mse = false;                  // search 80 shrunk ranges for the least sum |w - q|^2.4
   DType scale_dtype = DType::kF16;   // kF16, kBF16, kF32, kF64
+  GridRange range = GridRange::kMirrored;
 };
 
 template <typename T>
@@ -72,16 +81,30 @@ inline T from_code(T code, Grid<T> grid) {
   return grid.scale * (code - grid.zero);
 }
 
+// Grid of one of the AWQ kinds for weights in [xmin, xmax].
+template <typename T>
+inline Grid<T> awq_grid_from_range(T xmin, T xmax, const GridOptions& options) {
+  const T floor = static_cast<T>(1e-5), half = T(1 << (options.bits - 1)), maxq = 2 * half - 1;
+  if (options.symmetric)
+    return {stored_scale(std::max(std::max(-xmin, xmax), floor) / (half - 1), options.scale_dtype), half};
+  Grid<T> grid;
+  grid.scale = stored_scale(std::max(xmax - xmin, floor) / maxq, options.scale_dtype);
+  grid.zero = std::min(std::max(-std::rint(xmin / grid.scale), T(0)), maxq);
+  return grid;
+}
+
 // Grid of `count` weights w[0], w[stride], ...: the range always contains 0; symmetric ranges are mirrored also where a
 // group has no negative weight; an all-zero group gets [-1, 1] and the middle zero point 2^(bits-1), whatever rounding
 // 1 / scale would give.
 template <typename T>
 Grid<T> fit_grid(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
-  T xmin = 0, xmax = 0;
+  const bool raw = options.range == GridRange::kAwqRaw;
+  T xmin = raw ? w[0] : T(0), xmax = xmin;
   for (int64_t i = 0; i < count; ++i) {
     xmin = std::min(xmin, w[i * stride]);
     xmax = std::max(xmax, w[i * stride]);
   }
+  if (options.range != GridRange::kMirrored) return awq_grid_from_range(xmin, xmax, options);
   if (options.symmetric) {
     xmax = std::max(-xmin, xmax);
     xmin = -xmax;
