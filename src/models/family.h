@@ -37,16 +37,13 @@ struct LinearSpec {
 // What makes the input x of a cut, for AWQ: column j of x may be divided by s_j there and column j of every consumer
 // multiplied by s_j without changing what the block computes.
 //   norm:   x = norm(hidden) * (norm_offset + w); w changes.
-//   linear: x_j is proportional to output rows[j] of that linear (up -> down, v -> o); its row and bias change. A row
-//           that makes several columns (grouped v heads) ties their scales.
-// At most one of the two; none: the input cannot be scaled.
+//   linear: x_j is proportional to output j of that linear (up -> down, v -> o); its row j and bias j change.
+// At most one of the two; none: the input cannot be scaled (grouped v heads feed several columns of o).
 struct FoldSpec {
   int norm = -1;             // index into BlockSpec::norms
   double norm_offset = 0;    // 1 where the family multiplies by 1 + w
-  int linear = -1;           // index into BlockSpec::linears
-  std::vector<int32_t> rows = {};  // of that linear, per column of x; empty: row j makes column j
-  std::vector<TensorSpec> consumers = {};  // float tensors [*, in] that see x too (routers): their columns are multiplied
-  int64_t row_of(int64_t column) const { return rows.empty() ? column : rows[column]; }
+  int linear = -1;           // index into BlockSpec::linears; its `out` equals the cut's `in`
+  std::vector<TensorSpec> consumers;  // float tensors [*, in] that see x too (routers): their columns are multiplied
 };
 
 // The linears that share one input, and so one Hessian. `fused` engines load them as one matrix: one scheme for all.

@@ -77,10 +77,7 @@ BlockSpec describe_block(const ModelSpec& spec, const DecoderTraits& traits, int
   }
   FoldSpec input_norm, values, mlp_norm, up;
   input_norm.norm = kInputNorm;
-  values.linear = kV;
-  for (int64_t c = 0; c < q; ++c)  // head c / head_dim reads the v head of its group
-    values.rows.push_back(static_cast<int32_t>(
-        c / spec.head_dim / (spec.heads / spec.kv_heads) * spec.head_dim + c % spec.head_dim));
+  if (spec.heads == spec.kv_heads) values.linear = kV;
   mlp_norm.norm = kMlpNorm;
   up.linear = kUp;
   block.cuts = {{"qkv", {kQ, kK, kV}, spec.hidden, input_norm},

@@ -181,11 +181,9 @@ class AwqPass {
   // x / s.
   void scale(const CutSpec& cut, std::span<const LinearProblem> problems,
              const InputStatistics& statistics) {
-    Tensor mean = mean_magnitudes(statistics);
-    tie(cut.fold, mean);
     const ScaleSearch found =
-        search_scales(mean, options_.awq.ratios, group_loss(problems, statistics, backend_),
-                      problems.front().module);
+        search_scales(mean_magnitudes(statistics), options_.awq.ratios,
+                      group_loss(problems, statistics, backend_), problems.front().module);
     const Tensor scales = clone(found.scales);
     fold(cut, scales);
     unscale_hessian(statistics.hessian.sum, scales);
@@ -197,32 +195,6 @@ class AwqPass {
     }
   }
 
-  // Columns that one row of the producer makes share their mean, and so every candidate scale.
-  static void tie(const FoldSpec& fold, TensorView mean) {
-    std::map<int32_t, std::pair<double, int64_t>> sums;
-    for (size_t c = 0; c < fold.rows.size(); ++c) {
-      sums[fold.rows[c]].first += mean.as<double>()[c];
-      ++sums[fold.rows[c]].second;
-    }
-    for (size_t c = 0; c < fold.rows.size(); ++c) {
-      const auto& [sum, count] = sums[fold.rows[c]];
-      mean.as<double>()[c] = sum / static_cast<double>(count);
-    }
-  }
-
-  // Divides rows of the producing linear, and its bias as far as its stored type allows.
-  void fold_rows(const FoldSpec& fold, TensorView scales) {
-    const LinearSpec& producer = block_.linears[fold.linear];
-    Tensor rows(DType::kF64, {producer.out});
-    for (int64_t c = 0; c < scales.elements(); ++c)
-      rows.as<double>()[fold.row_of(c)] = scales.as<double>()[c];
-    if (producer.bias)
-      change_.floats_[producer.bias_name()] = fold_into(source_.read_bias(producer, backend_), 0, true, rows);
-    for (int64_t c = 0; c < scales.elements(); ++c)
-      scales.as<double>()[c] = rows.as<double>()[fold.row_of(c)];
-    change_.linears_.at(fold.linear).rows = std::move(rows);
-  }
-
   // Divides what makes the cut's input by s, as far as its stored type allows; s becomes what was
   // really divided by.
   void fold(const CutSpec& cut, TensorView scales) {
@@ -232,7 +204,11 @@ class AwqPass {
       change_.floats_[name] =
           fold_into(source_.read_float(name, backend_), fold.norm_offset, false, scales);
     } else {
-      fold_rows(fold, scales);
+      const LinearSpec& producer = block_.linears[fold.linear];
+      if (producer.bias)
+        change_.floats_[producer.bias_name()] =
+            fold_into(source_.read_bias(producer, backend_), 0, true, scales);
+      change_.linears_.at(fold.linear).rows = clone(scales);
     }
     for (const TensorSpec& consumer : cut.fold.consumers)
       change_.floats_[consumer.name] =
