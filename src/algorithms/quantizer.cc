@@ -3,11 +3,14 @@
 namespace bitmill {
 
 // A new algorithm is one file, one declaration and one line here.
+const Quantizer& awq_gptq_quantizer();
+const Quantizer& awq_quantizer();
 const Quantizer& gptq_quantizer();
 const Quantizer& rtn_quantizer();
 
 const std::vector<const Quantizer*>& quantizers() {
-  static const std::vector<const Quantizer*> table = {&gptq_quantizer(), &rtn_quantizer()};
+  static const std::vector<const Quantizer*> table = {&gptq_quantizer(), &rtn_quantizer(), &awq_quantizer(),
+                                                      &awq_gptq_quantizer()};
   return table;
 }
 

@@ -20,15 +20,15 @@ struct LinearProblem {
   DType scale_dtype = DType::kF16;  // the stored type, chosen by the output format; kF64: unrounded (weight's type)
   bool static_groups = false;       // group grids taken before the sweep also with act_order=none
   // Reference checks only (core/grid.h): no option sets them, because no output format stores
-  // ternary codes, and an unmirrored range clips.
+  // ternary codes, and the other ranges clip.
   GridKind kind = GridKind::kUniform;
-  bool mirror = true;
+  GridRange range = GridRange::kMirrored;
 };
 
 // What happened to one linear; goes into layers.csv and report.json as it is.
 struct QuantizeRecord {
   std::string module;
-  std::string method;        // really used: "gptq", "rtn"
+  std::string method;        // really used: "gptq", "rtn", "awq", "awq+gptq"
   std::string note;          // empty, or why the method is not the one asked for
   bool failed = false;       // the policy on_failed=fail applies
   int bits = 0;
@@ -43,6 +43,8 @@ struct QuantizeRecord {
   double error = 0;          // tr(E H E^T), H undamped; 0 without a Hessian
   double relative_error = 0; // error / tr(W H W^T); ||E||^2/||W||^2 without a Hessian
   double seconds = 0;        // wall time of its share of the cut
+  double awq_ratio = -1;     // exponent of mean |x| that the search chose; -1: not scaled
+  double awq_gain = 1;       // group's error with the chosen scales over that without scales
 };
 
 struct QuantizeResult {
@@ -55,6 +57,8 @@ class Quantizer {
   virtual ~Quantizer() = default;
   virtual std::string name() const = 0;
   virtual bool needs_hessian() const = 0;
+  // Does the caller scale weights by activations first (algorithms/awq.h)?
+  virtual bool scales_weights() const { return false; }
   // Throws kUsage naming the key when the settings are impossible for this algorithm (bits, group size, order).
   virtual void check(const QuantizeSettings& settings) const = 0;
   // Quantizes linears that share one input. `hessian` may be null when needs_hessian() is false. All problems have the

@@ -101,7 +101,7 @@ void fail_scale(const LinearProblem& problem) {
 
 GridOptions grid_options(const LinearProblem& problem) {
   const QuantizeSettings& s = problem.settings;
-  return {s.bits, s.symmetric, s.mse, problem.scale_dtype, problem.kind, problem.mirror};
+  return {s.bits, s.symmetric, s.mse, problem.scale_dtype, problem.kind, problem.range};
 }
 
 GridTensors make_grids(const LinearProblem& problem) {

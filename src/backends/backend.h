@@ -28,6 +28,7 @@
 #include "core/grid.h"
 #include "core/quantized.h"
 #include "core/tensor.h"
+#include "core/thread_pool.h"
 
 namespace bitmill {
 
@@ -100,6 +101,9 @@ class Backend {
   virtual DType compute() const = 0;  // kBF16 or kF32
   virtual Allocator& allocator() = 0;
   virtual void synchronize() = 0;
+  // Threads of this rank for host work that is no operation of the device (AWQ's search works on host weights). Fixed
+  // tiles, as everywhere.
+  virtual ThreadPool& host_threads() = 0;
 
   // ---- memory ------------------------------------------------------------------------------------------------
   Tensor allocate(DType dtype, Shape shape) { return Tensor(dtype, shape, allocator()); }
@@ -151,6 +155,8 @@ class Backend {
   // bf16 inputs multiply exactly (subnormal ones count as zero on AMX) with fp32 accumulation
   // (formula: docs/algorithms.md).
   virtual void hessian_update(TensorView x, TensorView h) = 0;
+  // sums[c] += sum over tokens of |x[t, c]|, in double and in order of tokens. x C or F64 [tokens, n], sums F64 [n].
+  virtual void add_magnitudes(TensorView x, TensorView sums) = 0;
   // a += b, elementwise (F32 or F64): folding of lanes.
   virtual void add(TensorView a, TensorView b) = 0;
   // Diagonal of the packed h into out F32/F64 [n] (host memory).
@@ -178,6 +184,17 @@ class Backend {
   // (or as the kind has it).
   virtual void round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
                              TensorView column_group, CodeType type, TensorView codes) = 0;
+  // AWQ's search: errors[k] = sum_{rows} e H e^T with H the packed h and e = w - q / scales[k], q the weight
+  // w * scales[k] rounded to its grid (one per row and group of consecutive columns). weight [rows, n] and h F32/F64 of one
+  // type, scales F64 [candidates, n], errors out F64 [candidates]; a candidate with a scale beyond its stored type gets
+  // NaN. Products in weight's type, sums in double. Tiles of 256 rows.
+  virtual void scaling_errors(TensorView weight, const GridOptions& options, int64_t group_size, TensorView scales,
+                              TensorView h, TensorView errors) = 0;
+  // AWQ's clipping: per row and group the m in max|w| * (1 - i/20), i = 0..9, for which clamping to [-m, m] and rounding to
+  // the grid of the clamped group gives the least e_g H_gg e_g^T, e = w - q; the first of equals. weight [rows, n] and
+  // h as above, limits out F64 [rows, groups]. Rows of at most 32 per tile.
+  virtual void clip_limits(TensorView weight, const GridOptions& options, int64_t group_size, TensorView h,
+                           TensorView limits) = 0;
   // The GPTQ column sweep in factor form (docs/algorithms.md): `factor` is what `factorize` left, its rows and columns in
   // the order `order` (I32 [n] host): position p of the factor is original column order[p], and positions are solved
   // from n-1 down to 0. block_size columns per lazy update; tiles of 256 rows, all items' tiles scheduled together.

@@ -65,6 +65,7 @@ int run_plan(const CommandLine& line, Communicator& comm) {
                   : options.run.compute == Compute::kBFloat16 || spec.dtype == DType::kBF16 ? DType::kBF16
                                                                                              : DType::kF32;
     job.calibrated = needs_calibration(options, spec);
+    if (job.calibrated) job.samples = samples_needed(options, spec, job.samples, job.length);
     std::function<DType(const std::string&)> dtypes = [&](const std::string&) { return spec.dtype; };
     std::optional<ModelSource> source;
     if (has_weights(options.model.path)) {

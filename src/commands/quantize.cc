@@ -6,6 +6,7 @@
 #include "commands/session.h"
 #include "core/log.h"
 #include "io/tokens.h"
+#include "pipeline/awq_pass.h"
 #include "pipeline/stage.h"
 #include "report/report.h"
 
@@ -21,6 +22,7 @@ struct Prepared {
   FormatConfig config;
   std::vector<std::string> companions;
   std::vector<ModuleChoice> modules;
+  std::vector<std::string> folded;  // source tensors whose values the output changes (awq)
   bool nothing_to_do = false;
 };
 
@@ -46,6 +48,7 @@ void read_calibration(const RunOptions& options, const ModelSpec& spec, PlanJob&
   size_t blank = 0;
   job.samples = std::stoll(shape, &blank);
   job.length = std::stoll(shape.substr(blank));
+  job.samples = samples_needed(options, spec, job.samples, job.length);
 }
 
 std::vector<std::string> text_file_names(const Prepared& p) {
@@ -65,6 +68,7 @@ Prepared prepare(const RunOptions& options, const Session& session, Communicator
     refuse_quantized(session.source);
     p.format = &find_format(options.output.format);
     p.modules = choose_modules(options, spec, *p.format);
+    p.folded = folded_tensors(options, spec);
     job.calibrated = needs_calibration(options, spec);
     job.other = other_tensors(session.source);
   });
@@ -145,7 +149,8 @@ void commit(const RunOptions& options, const ModelSpec& spec, const Prepared& p,
                                  p.companions,
                                  p.config.files,
                                  config_text(options, spec, p.config),
-                                 {"complete", p.fingerprint, p.plan.files, Json::array()}};
+                                 {"complete", p.fingerprint, p.plan.files, Json::array(),
+                                  p.folded}};
   for (const std::string& name : text_file_names(p)) finish.manifest.files.push_back(name);
   for (const LinearEvent& event : outcome.linears) finish.manifest.layers.push_back(record_json(event.record));
   output.commit(p.plan, finish);

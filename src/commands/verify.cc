@@ -1,4 +1,5 @@
 // bitmill verify: every byte of an output, and with --against every value of it.
+#include <filesystem>
 #include <iostream>
 
 #include "commands/command.h"
@@ -6,6 +7,7 @@
 #include "commands/verify_checks.h"
 #include "core/log.h"
 #include "core/thread_pool.h"
+#include "pipeline/run_state.h"
 
 namespace bitmill {
 namespace {
@@ -27,8 +29,12 @@ void check_all(const std::string& directory, const std::string& against, Backend
     report.violations.push_back(error.what());
     return;
   }
-  const VerifyInput input{directory, config, spec, *checkpoint, format, source ? &*source : nullptr,
-                          backend};
+  VerifyInput input{directory, config, spec, *checkpoint, format, source ? &*source : nullptr,
+                    backend};
+  if (std::filesystem::exists(manifest_path(directory))) {
+    const std::vector<std::string> folded = read_manifest(directory).folded;
+    input.folded.insert(folded.begin(), folded.end());
+  }
   std::set<std::string> known;
   const std::vector<ModuleChoice> modules = check_linears(input, known, report);
   if (format != nullptr && report.linears == 0)

@@ -36,6 +36,7 @@ struct VerifyInput {
   const OutputFormat* format;  // nullptr: a float checkpoint
   const Checkpoint* source;    // nullptr: without --against
   Backend& backend;
+  std::set<std::string> folded = {};  // source tensors whose values the output changes, as its manifest says
 };
 
 // Names of shards and of stray files, the index and its total_size, header metadata, alignment.

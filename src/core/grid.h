@@ -37,6 +37,18 @@ struct CodeType {
   GridKind kind;
 };
 
+// How a group's range becomes a grid. Only kMirrored is stored by bitmill; the others are for
+// comparison with the programs that have them.
+enum class GridRange : uint8_t {
+  kMirrored,    // contains 0; symmetric ranges are mirrored
+  kUnmirrored,  // a symmetric range of one sign stays [0, xmax] around a zero point in its middle, as
+                // the original GPTQ program has it, which clips the upper half
+  kAwqRaw,      // llm-awq (Lin et al., arXiv 2306.00978): minimum and maximum as they are, so that a
+                // group of one sign loses its values; asymmetric scales are at least 1e-5 / maxq,
+                // symmetric ones max|w| / (2^(bits-1) - 1)
+  kAwqZero,     // the same, extended to 0
+};
+
 // The type a format stores scales in; kF64: not rounded (reference checks only).
 struct GridOptions {
   int bits = 4;
@@ -44,10 +56,9 @@ struct GridOptions {
   bool mse = false;  // search 80 shrunk ranges for the least sum |w - q|^2.4; before any other search
   DType scale_dtype = DType::kF16;  // kF16, kBF16, kF32, kF64
   GridKind kind = GridKind::kUniform;
-  // Symmetric ranges are mirrored also where no weight is negative. False (reference checks only):
-  // there the range stays [0, xmax] around a zero point in its middle, as the original program has
-  // it, which clips the upper half.
-  bool mirror = true;
+  GridRange range = GridRange::kMirrored;
+
+  bool awq() const { return range == GridRange::kAwqRaw || range == GridRange::kAwqZero; }
 
   CodeType codes() const { return {bits, kind}; }
 };
@@ -129,18 +140,31 @@ decltype(auto) with_codes(CodeType type, const Body& body) {
   return body(UniformCodes<T>{T((1 << type.bits) - 1)});
 }
 
-// Smallest range that holds 0 and the `count` values w[0], w[stride], ...; symmetric ones are
-// mirrored also where no weight is negative (see GridOptions::mirror).
+// Grid of one of the AWQ kinds for weights in [xmin, xmax].
+template <typename T>
+inline Grid<T> awq_grid_from_range(T xmin, T xmax, const GridOptions& options) {
+  const T floor = static_cast<T>(1e-5), half = T(1 << (options.bits - 1)), maxq = 2 * half - 1;
+  if (options.symmetric) {
+    const T largest = std::max(std::max(-xmin, xmax), floor);
+    return {stored_scale(largest / (half - 1), options.scale_dtype), half};
+  }
+  Grid<T> grid;
+  grid.scale = stored_scale(std::max(xmax - xmin, floor) / maxq, options.scale_dtype);
+  grid.zero = std::min(std::max(-std::rint(xmin / grid.scale), T(0)), maxq);
+  return grid;
+}
+
+// Range of the `count` values w[0], w[stride], ..., as options.range says.
 template <typename T>
 std::pair<T, T> value_range(const T* w, int64_t count, int64_t stride, const GridOptions& options) {
-  T xmin = 0, xmax = 0;
+  T xmin = options.range == GridRange::kAwqRaw ? w[0] : T(0), xmax = xmin;
   for (int64_t i = 0; i < count; ++i) {
     xmin = std::min(xmin, w[i * stride]);
     xmax = std::max(xmax, w[i * stride]);
   }
-  if (options.symmetric) {
+  if (options.symmetric && !options.awq()) {
     xmax = std::max(-xmin, xmax);
-    if (options.mirror || xmin < 0) xmin = -xmax;
+    if (options.range == GridRange::kMirrored || xmin < 0) xmin = -xmax;
   }
   return {xmin, xmax};
 }
@@ -150,6 +174,7 @@ std::pair<T, T> value_range(const T* w, int64_t count, int64_t stride, const Gri
 // and scale_dtype have no say in it.
 template <typename T>
 Grid<T> plain_grid(T xmin, T xmax, const GridOptions& options) {
+  if (options.awq()) return awq_grid_from_range(xmin, xmax, options);
   const bool empty = xmin == 0 && xmax == 0;
   if (options.kind == GridKind::kTernary) return empty ? Grid<T>{T(1), T(-1)} : Grid<T>{xmax, xmin};
   if (!empty) return grid_from_range(xmin, xmax, options);
@@ -161,7 +186,7 @@ Grid<T> plain_grid(T xmin, T xmax, const GridOptions& options) {
 // Do the weights of a range leave a search something to find?
 template <typename T>
 bool searchable(T xmin, T xmax, const GridOptions& options) {
-  return options.kind == GridKind::kUniform && (xmin != 0 || xmax != 0);
+  return options.kind == GridKind::kUniform && !options.awq() && (xmin != 0 || xmax != 0);
 }
 
 // The first of 80 shrunk ranges (p = 1, 0.99, .. 0.21) with the least sum of |value - w|^2.4.

@@ -60,6 +60,11 @@ struct RunOptions {
     bool untie = false;
     std::vector<QuantizeRule> rules;  // the command line's come first
   } quantize;
+  struct Awq {
+    int64_t tokens = 16384;  // calibration tokens the search looks at, whole micro-batches from the first
+    int ratios = 20;         // scales mean|x|^(i/ratios), i = 0 .. ratios-1, are tried
+    bool clip = true;        // search clipping limits after scaling
+  } awq;
   struct Propagation {
     std::string mode = "quantized";
   } propagation;

@@ -157,7 +157,7 @@ void add_grid_rows(Rows& rows) {
   const auto q = &Options::quantize;
   using Settings = QuantizeSettings;
   rows.push_back({"quantize.algorithm", text(at(q, &Settings::algorithm), "an algorithm", false),
-                  "-", kNumeric, kBoth, "how codes are chosen: gptq, rtn"});
+                  "-", kNumeric, kBoth, "how codes are chosen: gptq, rtn, awq, awq+gptq"});
   rows.push_back({"quantize.bits", integer(at(q, &Settings::bits), 2, 8, "an integer from 2 to 8"),
                   "bits", kNumeric, kBoth, "bits per code; the output format offers some of them"});
   OptionValue group = integer(at(q, &Settings::group_size), -1, kMany, "-1 or an integer >= 1");
@@ -223,6 +223,18 @@ void add_model_wide_rows(Rows& rows) {
                          {{"full", "propagation of the float model"}}),
                   "-", kNumeric, kConfig,
                   "quantized: the inputs of a block come from the quantized blocks before it"});
+}
+
+void add_awq_rows(Rows& rows) {
+  const auto awq = &Options::awq;
+  using Awq = Options::Awq;
+  rows.push_back({"awq.tokens", count(at(awq, &Awq::tokens), 1), "tokens", kNumeric, kConfig,
+                  "calibration tokens the scale search looks at, from the first sample"});
+  rows.push_back({"awq.ratios", integer(at(awq, &Awq::ratios), 1, 1000, "an integer from 1 to 1000"),
+                  "ratios", kNumeric, kConfig,
+                  "scales tried per group of linears: mean |x| to the power i/ratios"});
+  rows.push_back({"awq.clip", boolean(at(awq, &Awq::clip)), "-", kNumeric, kConfig,
+                  "awq also searches a clipping limit per row and group, but for q and k"});
 }
 
 void add_output_rows(Rows& rows) {
@@ -335,6 +347,7 @@ const std::vector<OptionRow>& option_table() {
     add_grid_rows(rows);
     add_solver_rows(rows);
     add_model_wide_rows(rows);
+    add_awq_rows(rows);
     add_output_rows(rows);
     add_machine_rows(rows);
     add_run_rows(rows);

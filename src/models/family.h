@@ -35,8 +35,21 @@ struct LinearSpec {
   bool transposed = false;
   // Shape of the float weight in the checkpoint.
   Shape stored_shape() const { return transposed ? Shape{in, out} : Shape{out, in}; }
+  bool clip = true;  // AWQ may clip the weight; not that of q and k, whose errors grow in the softmax
   std::string weight_name() const { return module + ".weight"; }
   std::string bias_name() const { return module + ".bias"; }
+};
+
+// What makes the input x of a cut, for AWQ: column j of x may be divided by s_j there and column j of every consumer
+// multiplied by s_j without changing what the block computes.
+//   norm:   x = norm(hidden) * (norm_offset + w); w changes.
+//   linear: x_j is proportional to output j of that linear (up -> down, v -> o); its row j and bias j change.
+// At most one of the two; none: the input cannot be scaled (grouped v heads feed several columns of o).
+struct FoldSpec {
+  int norm = -1;             // index into BlockSpec::norms
+  double norm_offset = 0;    // 1 where the family multiplies by 1 + w
+  int linear = -1;           // index into BlockSpec::linears; its `out` equals the cut's `in`
+  std::vector<TensorSpec> consumers;  // float tensors [*, in] that see x too (routers): their columns are multiplied
 };
 
 // The linears that share one input, and so one Hessian. `fused` engines load them as one matrix: one scheme for all.
@@ -44,6 +57,7 @@ struct CutSpec {
   std::string name;          // "qkv", "o", "gate_up", "down"
   std::vector<int> linears;  // indices into BlockSpec::linears
   int64_t in = 0;
+  FoldSpec fold = {};
 };
 
 struct BlockSpec {

@@ -63,8 +63,8 @@ BlockSpec describe_block(const ModelSpec& spec, const DecoderTraits& traits, int
   BlockSpec block;
   block.index = index;
   block.linears = {
-      {attention + "q_proj", q, spec.hidden, traits.qkv_bias},
-      {attention + "k_proj", kv, spec.hidden, traits.qkv_bias},
+      {attention + "q_proj", q, spec.hidden, traits.qkv_bias, false},
+      {attention + "k_proj", kv, spec.hidden, traits.qkv_bias, false},
       {attention + "v_proj", kv, spec.hidden, traits.qkv_bias},
       {attention + "o_proj", spec.hidden, q, traits.o_bias},
       {mlp + "gate_proj", spec.intermediate, spec.hidden, traits.mlp_bias},
@@ -77,10 +77,15 @@ BlockSpec describe_block(const ModelSpec& spec, const DecoderTraits& traits, int
     block.norms.push_back({attention + "q_norm.weight", {spec.head_dim}});
     block.norms.push_back({attention + "k_norm.weight", {spec.head_dim}});
   }
-  block.cuts = {{"qkv", {kQ, kK, kV}, spec.hidden},
-                {"o", {kO}, q},
-                {"gate_up", {kGate, kUp}, spec.hidden},
-                {"down", {kDown}, spec.intermediate}};
+  FoldSpec input_norm, values, mlp_norm, up;
+  input_norm.norm = kInputNorm;
+  if (spec.heads == spec.kv_heads) values.linear = kV;
+  mlp_norm.norm = kMlpNorm;
+  up.linear = kUp;
+  block.cuts = {{"qkv", {kQ, kK, kV}, spec.hidden, input_norm},
+                {"o", {kO}, q, values},
+                {"gate_up", {kGate, kUp}, spec.hidden, mlp_norm},
+                {"down", {kDown}, spec.intermediate, up}};
   if (!traits.windows.empty()) block.sliding_window = traits.windows.at(index);
   return block;
 }

@@ -5,6 +5,8 @@
 #include <cctype>
 #include <fstream>
 
+#include "pipeline/awq_pass.h"
+
 namespace bitmill {
 namespace {
 
@@ -54,6 +56,22 @@ CutMemory cut_memory(const PlanJob& job, const BlockSpec& block, size_t cut) {
 
 // Live partial sums while a Hessian is collected: the open lane, and one finished subtree per level of the lane tree.
 int64_t live_partials(int lanes) { return 2 + std::bit_width(static_cast<unsigned>(lanes)) - 1; }
+
+// The search for AWQ's scales, one cut at a time, at the block's start: float weights with a scaled copy of one linear, one
+// Hessian, and a copy of the subset's stream and carries.
+MemoryBytes awq_memory(const RunOptions& options, const ModelSpec& spec, const PlanJob& job, const BlockSpec& block,
+                       size_t cut) {
+  const CutMemory m = cut_memory(job, block, cut);
+  const int64_t tokens = std::min(job.samples * job.length, options.awq.tokens + options.run.microbatch_tokens);
+  MemoryBytes moment{};
+  moment[static_cast<size_t>(MemoryKind::kWeights)] = m.weights + m.prepared;
+  moment[static_cast<size_t>(MemoryKind::kHessians)] = m.hessian * live_partials(options.run.reduction_lanes);
+  moment[static_cast<size_t>(MemoryKind::kScratch)] =
+      scratch_bytes(options, spec, job, block, cut) + tokens * (spec.hidden + block.cuts[cut].in) * 4;
+  moment[static_cast<size_t>(MemoryKind::kActivations)] =
+      activation_bytes(spec, job, block, 0, job.samples * job.length);
+  return moment;
+}
 
 void consider(RankPlan& rank, const MemoryBytes& moment, const std::string& name) {
   if (total(moment) <= total(rank.peak)) return;
@@ -119,6 +137,9 @@ void consider_block(const RunOptions& options, const ModelSpec& spec, const Plan
     for (const CutSpec& cut : block.cuts) kept += hessian_elements(cut.in) * 4;
   }
   for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
+    if (job.calibrated && uses_awq(options, block))
+      consider(rank, awq_memory(options, spec, job, block, cut),
+               fmt::format("{}, scale {}", name, block.cuts[cut].name));
     const CutMemory m = cut_memory(job, block, cut);
     for (int linear : block.cuts[cut].linears)
       for (const PackedSpec& tensor :

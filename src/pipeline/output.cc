@@ -55,7 +55,7 @@ void OutputDirectory::prepare(const Plan& plan, const Fingerprint& fingerprint,
   probe_writable(path_);
   remove_leftovers(path_);
   make_directories(path_ + "/bitmill");
-  Manifest manifest{"running", fingerprint, plan.files, Json::array()};
+  Manifest manifest{"running", fingerprint, plan.files, Json::array(), {}};
   manifest.files.insert(manifest.files.end(), text_files.begin(), text_files.end());
   write_manifest(path_, manifest);  // first of all: from here on the directory is known as ours
   make_directories(path_ + "/bitmill/shards");

@@ -27,6 +27,7 @@ Manifest read_manifest(const std::string& directory) {
     json.at("fingerprint").get_to(manifest.fingerprint);
     json.at("files").get_to(manifest.files);
     manifest.layers = json.value("layers", Json::array());
+    manifest.folded = json.value("folded", std::vector<std::string>());
   } catch (const std::exception&) {  // our own file: whatever is wrong with it is an output error
     fail(ExitCode::kOutput, "{} is damaged: it must hold state, fingerprint and files; move the directory away",
          manifest_path(directory));
@@ -43,6 +44,7 @@ void write_manifest(const std::string& directory, const Manifest& manifest) {
                          {"digest", fingerprint_digest(manifest.fingerprint)},
                          {"fingerprint", manifest.fingerprint},
                          {"files", manifest.files},
+                         {"folded", manifest.folded},
                          {"layers", manifest.layers}};
   write_file_durably(manifest_path(directory), json.dump(1) + "\n");
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "pipeline/awq_pass.h"
 #include "pipeline/forward.h"
 #include "pipeline/plan.h"
 
@@ -16,6 +17,7 @@ struct Stage::Work {
   std::vector<Hessian> hessians;  // per cut, only when the whole block is collected at once
   PackedBlock packed;
   Tensor scratch;
+  BlockChange change;  // AWQ's, before anything is quantized
 };
 
 Stage::Stage(const RunOptions& options, const ModelSource& source, const OutputFormat& format, Backend& backend,
@@ -32,11 +34,19 @@ bool wants_hessian(const QuantizeSettings& settings) {
 }  // namespace
 
 bool needs_calibration(const RunOptions& options, const ModelSpec& spec) {
-  for (const BlockSpec& block : spec.blocks)
+  return samples_needed(options, spec, 1, 1) > 0;
+}
+
+int64_t samples_needed(const RunOptions& options, const ModelSpec& spec, int64_t samples, int64_t length) {
+  bool scales = false;
+  for (const BlockSpec& block : spec.blocks) {
+    scales |= uses_awq(options, block);
     for (const LinearSpec& linear : block.linears)
-      if (wants_hessian(options.settings_for(linear.module))) return true;
+      if (wants_hessian(options.settings_for(linear.module))) return samples;
+  }
   const auto head = head_to_quantize(options, spec);
-  return head && wants_hessian(options.settings_for(head->module));
+  if (head && wants_hessian(options.settings_for(head->module))) return samples;
+  return scales ? std::min(samples, (options.awq.tokens + length - 1) / length) : 0;
 }
 
 bool Stage::needs_hessian(const BlockSpec& block, int cut) const {
@@ -48,21 +58,24 @@ bool Stage::needs_hessian(const BlockSpec& block, int cut) const {
 
 PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& activations) {
   const BlockSpec& spec = source_.spec().blocks[index];
-  Work work{spec, graph, activations, graph != nullptr, BlockWeights(spec), {}, {}, {}};
+  Work work{spec, graph, activations, graph != nullptr, BlockWeights(spec), {}, {}, {}, {}};
+  if (graph != nullptr && uses_awq(options_, spec))
+    work.change = find_block_change(options_, source_, format_, spec, *graph, activations, backend_, phases_);
   {
     PhaseTimer timer(phases_, Phase::kRead);
     work.weights = source_.read_block_floats(spec, backend_);
+    for (const auto& [name, value] : work.change.floats()) work.weights.set_float(name, value, backend_);
   }
   run_cuts(work);
   for (const TensorSpec& norm : spec.norms)
-    work.packed.tensors.push_back({norm.name, source_.checkpoint().read(norm.name)});
+    work.packed.tensors.push_back({norm.name, read_float(work, norm.name)});
   return std::move(work.packed);
 }
 
 PackedBlock Stage::run_head(Activations& activations) {
   const BlockSpec spec = head_block(source_.spec());
   const auto graph = activations.batches.empty() ? nullptr : head_graph(source_, backend_);
-  Work work{spec, graph.get(), activations, false, BlockWeights(spec), {}, {}, {}};
+  Work work{spec, graph.get(), activations, false, BlockWeights(spec), {}, {}, {}, {}};
   run_cuts(work);
   return std::move(work.packed);
 }
@@ -105,6 +118,26 @@ void Stage::check_finite(const Work& work, int cut, TensorView x, const BatchRan
        range.first_sample + token / length, token % length, bad % x.cols());
 }
 
+// A norm or bias as it is stored in the output.
+Tensor Stage::read_float(const Work& work, const std::string& name) const {
+  const auto folded = work.change.floats().find(name);
+  return folded != work.change.floats().end() ? clone(folded->second) : source_.read_float(name, backend_);
+}
+
+// The float block after scaling (and before clipping): it computes what the source's does.
+BlockWeights Stage::read_changed_block(const Work& work) {
+  PhaseTimer timer(phases_, Phase::kRead);
+  BlockWeights dense = source_.read_block(work.spec, backend_);
+  for (const auto& [name, value] : work.change.floats()) dense.set_float(name, value, backend_);
+  for (int linear = 0; linear < static_cast<int>(work.spec.linears.size()); ++linear) {
+    if (!work.change.changes(linear)) continue;
+    const Tensor weight = source_.read_weight(work.spec.linears[linear], DType::kF32, backend_);
+    work.change.apply(linear, weight, false, backend_);
+    dense.set_linear(linear, weight, backend_);
+  }
+  return dense;
+}
+
 void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range,
                       HessianAccumulator& sum) {
   TensorView x;
@@ -128,10 +161,7 @@ Hessian Stage::collect(Work& work, int cut) {
 // One float forward of the block; the activations themselves stay as they are.
 void Stage::collect_whole_block(Work& work) {
   const int cuts = static_cast<int>(work.spec.cuts.size());
-  const BlockWeights dense = [&] {
-    PhaseTimer timer(phases_, Phase::kRead);
-    return source_.read_block(work.spec, backend_);
-  }();
+  const BlockWeights dense = read_changed_block(work);
   std::vector<HessianAccumulator> sums;
   for (const CutSpec& cut : work.spec.cuts) sums.emplace_back(cut.in, DType::kF32, backend_);
   for (size_t i = 0; i < work.activations.batches.size(); ++i) {
@@ -185,6 +215,7 @@ std::vector<QuantizeResult> Stage::quantize_group(Work& work, const std::vector<
     const LinearSpec& spec = work.spec.linears[linear];
     PhaseTimer timer(phases_, Phase::kRead);
     weights.push_back(source_.read_weight(spec, DType::kF32, backend_));
+    work.change.apply(linear, weights.back(), true, backend_);
     problems.push_back({spec.module, weights.back(), options_.settings_for(spec.module),
                         format_.scale_dtype(source_.spec().dtype)});
   }
@@ -196,7 +227,7 @@ void Stage::keep(Work& work, int linear, QuantizeResult result) {
   const LinearSpec& spec = work.spec.linears[linear];
   {
     PhaseTimer timer(phases_, Phase::kPack);
-    const Tensor bias = source_.read_bias(spec, backend_);
+    const Tensor bias = spec.bias ? read_float(work, spec.bias_name()) : Tensor();
     for (NamedTensor& tensor : format_.pack(spec, result.linear, bias)) work.packed.tensors.push_back(std::move(tensor));
   }
   if (work.propagates) {
@@ -205,6 +236,7 @@ void Stage::keep(Work& work, int linear, QuantizeResult result) {
     backend_.dequantize(result.linear, dense);
     work.weights.set_linear(linear, dense, backend_);
   }
+  work.change.describe(linear, result.record);
   work.packed.failed |= result.record.failed;
   on_record_(result.record);
   work.packed.records.push_back(std::move(result.record));

@@ -7,6 +7,9 @@
 //
 // quantize.true_sequential=false: one float forward of the whole block collects all Hessians, then all cuts are solved and
 // the block runs a second time with quantized weights.
+//
+// Where a linear uses AWQ, a pass over the float block comes first (pipeline/awq_pass.h); all of the above then works on the
+// scaled and clipped block.
 #pragma once
 
 #include <functional>
@@ -59,6 +62,8 @@ class Stage {
   void keep_float(Work& work, int linear);
   void add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range, HessianAccumulator& sum);
   bool needs_hessian(const BlockSpec& block, int cut) const;
+  Tensor read_float(const Work& work, const std::string& name) const;
+  BlockWeights read_changed_block(const Work& work);
 
   const RunOptions& options_;
   const ModelSource& source_;
@@ -70,5 +75,8 @@ class Stage {
 
 // Does any module of the model need calibration data with these options?
 bool needs_calibration(const RunOptions& options, const ModelSpec& spec);
+// How many of `samples` samples of `length` tokens a run looks at: all where a Hessian is collected, the first awq.tokens
+// tokens where activations only decide scales, none for plain rounding.
+int64_t samples_needed(const RunOptions& options, const ModelSpec& spec, int64_t samples, int64_t length);
 
 }  // namespace bitmill

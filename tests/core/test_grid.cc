@@ -222,7 +222,7 @@ TYPED_TEST(GridTest, TernarySymmetricRanges) {
   options.kind = GridKind::kTernary;
   EXPECT_EQ(fit(std::vector<T>{-1, 3}, options).zero, T(-3));
   EXPECT_EQ(fit(std::vector<T>{1, 2}, options).zero, T(-2));
-  options.mirror = false;
+  options.range = GridRange::kUnmirrored;
   EXPECT_EQ(fit(std::vector<T>{1, 2}, options).zero, T(0));
   EXPECT_EQ(fit(std::vector<T>{0, 0}, options).scale, T(1));
   EXPECT_EQ(fit(std::vector<T>{0, 0}, options).zero, T(-1));
@@ -233,7 +233,7 @@ TYPED_TEST(GridTest, TernarySymmetricRanges) {
 TYPED_TEST(GridTest, UnmirroredRangeClips) {
   using T = TypeParam;
   GridOptions options = exact(2, true);
-  options.mirror = false;
+  options.range = GridRange::kUnmirrored;
   const std::vector<T> w{3, 6};
   const Grid<T> grid = fit(w, options);
   EXPECT_EQ(grid.scale, T(2));

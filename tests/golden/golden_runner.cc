@@ -5,6 +5,7 @@
 #include "algorithms/quantizer.h"
 #include "formats/format.h"
 #include "formats/stored_tensors.h"
+#include "golden/awq_cases.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 
@@ -29,6 +30,7 @@ Tensor single(DType dtype, T value) {
 // Why a case cannot run here; empty if it can.
 std::string unsupported(const Json& c) {
   const std::string kind = c.at("kind");
+  if (is_awq_kind(kind)) return "";
   if (kind != "rtn" && kind != "gptq" && kind != "hessian" && kind != "pack") return "kind " + kind;
   return "";
 }
@@ -93,7 +95,8 @@ Hessian hessian_given(const Tensor& matrix, DType dtype) {
   return hessian;
 }
 
-void add_words(const Json& c, const QuantizedLinear& linear, Outcome& outcome) {
+void add_words(const Json& c, const std::string& prefix, const QuantizedLinear& linear,
+               Outcome& outcome) {
   const std::vector<std::string> wanted = c.value("formats", std::vector<std::string>());
   const std::vector<std::string> refused = c.value("refuse_formats", std::vector<std::string>());
   std::vector<std::string> names = wanted;
@@ -114,7 +117,7 @@ void add_words(const Json& c, const QuantizedLinear& linear, Outcome& outcome) {
         format.check(spec, settings);
       for (NamedTensor& tensor : format.pack(spec, linear, TensorView())) {
         const std::string suffix = tensor.name.substr(std::string(kModule).size() + 1);
-        outcome.tensors["out." + name + "." + suffix] = std::move(tensor.data);
+        outcome.tensors[prefix + name + "." + suffix] = std::move(tensor.data);
       }
     } catch (const Error&) {
       // A refusal: the case's outputs say whether the tensors should be there.
@@ -130,22 +133,29 @@ Tensor widened_zeros(const Tensor& zeros) {
 
 // Scales and zero points, or the two values of a ternary grid, which the suite calls scales and
 // neg.
-void add_grids(const QuantizedLinear& linear, DType dtype, Outcome& outcome) {
-  outcome.tensors["out.scales"] = converted(linear.scales, dtype);
+void add_grids(const std::string& prefix, const QuantizedLinear& linear, DType dtype,
+               Outcome& outcome) {
+  outcome.tensors[prefix + "scales"] = converted(linear.scales, dtype);
   if (linear.kind == GridKind::kTernary)
-    outcome.tensors["out.neg"] = converted(linear.zeros, dtype);
+    outcome.tensors[prefix + "neg"] = converted(linear.zeros, dtype);
   else
-    outcome.tensors["out.zeros"] = widened_zeros(linear.zeros);
+    outcome.tensors[prefix + "zeros"] = widened_zeros(linear.zeros);
+}
+
+void add_linear(const Json& c, const std::string& prefix, QuantizedLinear linear, DType dtype,
+                Backend& backend, Outcome& outcome) {
+  outcome.tensors[prefix + "dequant"] = Tensor(DType::kF32, linear.codes.shape());
+  backend.dequantize(linear, outcome.tensors[prefix + "dequant"]);
+  add_words(c, prefix, linear, outcome);
+  add_grids(prefix, linear, dtype, outcome);
+  outcome.tensors[prefix + "g_idx"] = std::move(linear.g_idx);
+  outcome.tensors[prefix + "codes"] = std::move(linear.codes);
 }
 
 void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& backend,
                 Outcome& outcome) {
-  QuantizedLinear& linear = result.linear;
   const QuantizeRecord& record = result.record;
-  outcome.tensors["out.dequant"] = Tensor(DType::kF32, linear.codes.shape());
-  backend.dequantize(linear, outcome.tensors["out.dequant"]);
-  add_words(c, linear, outcome);
-  add_grids(linear, dtype, outcome);
+  add_linear(c, "out.", std::move(result.linear), dtype, backend, outcome);
   const bool gptq = c.at("kind") == "gptq";
   if (wants(c, "out.layer_error"))
     outcome.tensors["out.layer_error"] = single(DType::kF64, record.error);
@@ -155,8 +165,6 @@ void add_result(const Json& c, QuantizeResult result, DType dtype, Backend& back
   }
   outcome.fallback = gptq && record.method != "gptq";
   if (gptq) outcome.tensors["out.fallback"] = single(DType::kI32, int32_t{outcome.fallback});
-  outcome.tensors["out.g_idx"] = std::move(linear.g_idx);
-  outcome.tensors["out.codes"] = std::move(linear.codes);
 }
 
 void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& backend,
@@ -169,7 +177,8 @@ void run_quantizer(const Json& c, const Tensors& inputs, DType dtype, Backend& b
   problem.settings = settings_of(c.at("options"), algorithm);
   const Json& options = c.at("options");
   problem.kind = options.value("trits", false) ? GridKind::kTernary : GridKind::kUniform;
-  problem.mirror = options.value("sym_nonneg", "original") == std::string("mirror");
+  if (options.value("sym_nonneg", "original") != std::string("mirror"))
+    problem.range = GridRange::kUnmirrored;
   const bool stored = options.value("scale_f16", false) && problem.kind == GridKind::kUniform;
   problem.scale_dtype = stored ? DType::kF16 : DType::kF64;
   problem.static_groups = options.value("static_groups", false);
@@ -223,9 +232,9 @@ void add_pack_words(const Json& c, QuantizedLinear& linear, Outcome& outcome) {
     for (const Json& name : c.value(key, Json::array()))
       (name == "awq" ? sequential : given)[key].push_back(name);
   }
-  add_words(given, linear, outcome);
+  add_words(given, "out.", linear, outcome);
   linear.g_idx = make_group_index(linear.in(), linear.group_size);
-  add_words(sequential, linear, outcome);
+  add_words(sequential, "out.", linear, outcome);
 }
 
 void run_pack(const Json& c, Tensors& inputs, Outcome& outcome) {
@@ -242,10 +251,13 @@ void run_pack(const Json& c, Tensors& inputs, Outcome& outcome) {
   add_pack_words(c, linear, outcome);
 }
 
-// Does the tensor belong to a stored format that this version cannot write?
-bool foreign_word(const std::string& output) {
-  const size_t first = output.find('.'), second = output.find('.', first + 1);
-  return second != std::string::npos && !format_name(output.substr(first + 1, second - first - 1));
+// Does the tensor ("out.ct.weight_packed", "out.gate.awq.qweight") belong to a stored format that
+// this version cannot write?
+bool foreign_word(const Json& c, const std::string& output) {
+  const size_t last = output.rfind('.'), before = output.rfind('.', last - 1);
+  const std::string format = output.substr(before + 1, last - before - 1);
+  const std::vector<std::string> formats = c.value("formats", std::vector<std::string>());
+  return std::find(formats.begin(), formats.end(), format) != formats.end() && !format_name(format);
 }
 
 }  // namespace
@@ -281,6 +293,9 @@ Outcome run_case(const Json& golden_case, const std::string& directory, DType dt
       run_hessian(golden_case, inputs, dtype, backend, outcome);
     } else if (kind == "pack") {
       run_pack(golden_case, inputs, outcome);
+    } else if (is_awq_kind(kind)) {
+      for (auto& [prefix, linear] : run_awq(golden_case, inputs, dtype, backend, outcome))
+        add_linear(golden_case, prefix, std::move(linear), dtype, backend, outcome);
     } else {
       run_quantizer(golden_case, inputs, dtype, backend, outcome);
     }
@@ -297,6 +312,7 @@ Json supported_cases(const std::string& directory) {
   Json kept = Json::array();
   for (Json c : suite.at("cases")) {
     if (!unsupported(c).empty()) continue;
+    const Json given = c;
     Json formats = Json::array();
     for (const Json& name : c.value("formats", Json::array())) {
       if (format_name(name)) formats.push_back(name);
@@ -305,7 +321,7 @@ Json supported_cases(const std::string& directory) {
     if (c.contains("outputs")) {
       Json outputs = Json::object();
       for (const auto& [name, entry] : c["outputs"].items()) {
-        if (!foreign_word(name)) outputs[name] = entry;
+        if (!foreign_word(given, name)) outputs[name] = entry;
       }
       c["outputs"] = outputs;
     }

@@ -25,6 +25,7 @@ class CpuBackend final : public Backend {
   DType compute() const override { return compute_; }
   Allocator& allocator() override { return HostAllocator::instance(); }
   void synchronize() override {}
+  ThreadPool& host_threads() override { return pool_; }
 
   Tensor upload(Tensor host) override { return host; }
   Tensor download(Tensor device) override { return device; }
@@ -44,6 +45,7 @@ class CpuBackend final : public Backend {
   void token_kl(TensorView reference, TensorView logits, TensorView kl, TensorView agree) override;
 
   void hessian_update(TensorView x, TensorView h) override;
+  void add_magnitudes(TensorView x, TensorView sums) override;
   void add(TensorView a, TensorView b) override;
   void hessian_diagonal(TensorView h, int64_t n, TensorView out) override;
   void hessian_gather(TensorView h, TensorView order, double factor, TensorView diagonal,
@@ -55,6 +57,10 @@ class CpuBackend final : public Backend {
                  const ColumnStatsView& columns, TensorView scales, TensorView zeros) override;
   void round_to_grid(TensorView weight, TensorView scales, TensorView zeros,
                      TensorView column_group, CodeType type, TensorView codes) override;
+  void scaling_errors(TensorView weight, const GridOptions& options, int64_t group_size,
+                      TensorView scales, TensorView h, TensorView errors) override;
+  void clip_limits(TensorView weight, const GridOptions& options, int64_t group_size, TensorView h,
+                   TensorView limits) override;
   void sweep(TensorView factor, TensorView order, int64_t block_size,
              std::span<const SweepItem> items) override;
   void dequantize(const QuantizedLinear& linear, TensorView out) override;

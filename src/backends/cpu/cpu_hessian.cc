@@ -3,7 +3,9 @@
 #include <cblas.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "backends/cpu/amx.h"
 #include "backends/cpu/cpu_backend.h"
@@ -185,6 +187,31 @@ void CpuBackend::hessian_update_amx(TensorView x, TensorView h) {
     amx::multiply_packed(a.as<BFloat16>() + amx::packed_elements(tile.row * edge, tokens),
                          b.as<BFloat16>() + amx::packed_elements(tile.col * edge, tokens), tile.rows, tile.cols, tokens,
                          h.as<float>() + tile.offset, tile.cols);
+  });
+}
+
+void CpuBackend::add_magnitudes(TensorView x, TensorView sums) {
+  const int64_t tokens = x.rows(), n = x.cols();
+  BITMILL_CHECK(sums.dtype == DType::kF64 && sums.elements() == n);
+  constexpr int64_t kColumns = 64;  // a column belongs to one thread, whatever their number
+  const auto add_columns = [&](const auto* from, int64_t first) {
+    const int64_t count = std::min(kColumns, n - first);
+    double* to = sums.as<double>() + first;
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t c = 0; c < count; ++c) {
+        const auto value = from[t * n + first + c];
+        if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>)
+          to[c] += std::abs(value);
+        else
+          to[c] += std::abs(double{load_float(value)});
+      }
+  };
+  pool_.parallel_for((n + kColumns - 1) / kColumns, [&](int64_t item, int) {
+    const int64_t first = item * kColumns;
+    if (x.dtype == DType::kBF16) return add_columns(x.as<BFloat16>(), first);
+    if (x.dtype == DType::kF32) return add_columns(x.as<float>(), first);
+    BITMILL_CHECK(x.dtype == DType::kF64);
+    add_columns(x.as<double>(), first);
   });
 }
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
-#include "backends/cpu/cpu_blas.h"
+#include "backends/cpu/quadratic_form.h"
 
 namespace bitmill {
 namespace {
@@ -115,50 +115,6 @@ void dequantize_rows(const QuantizedLinear& linear, Out* out, ThreadPool& pool) 
     }
   });
 }
-
-// Sum over rows of e H e^T = 2 sum_{I > J} e_I H_IJ e_J^T + sum_J e_J H_JJ e_J^T, products in U,
-// the sum in double.
-template <typename U>
-class QuadraticForm {
- public:
-  QuadraticForm(int64_t n, TensorView h) : n_(n), tile_(hessian_tile(n)), h_(h) {}
-
-  // e [rows, n].
-  double of(const U* e, int64_t rows) const {
-    const int64_t tiles = (n_ + tile_ - 1) / tile_;
-    std::vector<U> product(static_cast<size_t>(rows * tile_)), block;
-    double sum = 0;
-    for (int64_t j = 0; j < tiles; ++j) {
-      const int64_t width = edge(j);
-      for (int64_t i = j; i < tiles; ++i) {
-        const U* h = tile(i, j, block);
-        blas::gemm(false, false, rows, width, edge(i), U(i == j ? 1 : 2), e + i * tile_, n_, h,
-                   width, U(i == j ? 0 : 1), product.data(), width);
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < width; ++c) {
-          sum += static_cast<double>(product[r * width + c]) *
-                 static_cast<double>(e[r * n_ + j * tile_ + c]);
-        }
-      }
-    }
-    return sum;
-  }
-
- private:
-  int64_t edge(int64_t i) const { return std::min(tile_, n_ - i * tile_); }
-  // Tile (i, j) of h in U; `block` holds it where h has another type.
-  const U* tile(int64_t i, int64_t j, std::vector<U>& block) const {
-    const int64_t offset = hessian_tile_offset(n_, i, j);
-    if ((h_.dtype == DType::kF64) == (sizeof(U) == 8)) return h_.as<U>() + offset;
-    block.resize(static_cast<size_t>(edge(i) * edge(j)));
-    for (size_t k = 0; k < block.size(); ++k) block[k] = static_cast<U>(h_.as<float>()[offset + k]);
-    return block.data();
-  }
-
-  int64_t n_, tile_;
-  TensorView h_;
-};
 
 // w - w_hat (or w, where w_hat is empty) of rows [first, last) in U.
 template <typename T, typename U>

@@ -1,0 +1,250 @@
+#include "pipeline/awq_pass.h"
+
+#include <algorithm>
+#include <set>
+
+#include "pipeline/stage.h"
+
+namespace bitmill {
+namespace {
+
+bool is_awq(const RunOptions& options, const LinearSpec& linear) {
+  const QuantizeSettings settings = options.settings_for(linear.module);
+  return !settings.skip && find_quantizer(settings.algorithm).scales_weights();
+}
+
+bool uses_awq(const RunOptions& options, const BlockSpec& block, const CutSpec& cut) {
+  return std::any_of(cut.linears.begin(), cut.linears.end(),
+                     [&](int linear) { return is_awq(options, block.linears[linear]); });
+}
+
+// Names that a fold changes besides the weights of linears.
+std::vector<std::string> folded_floats(const BlockSpec& block, const CutSpec& cut) {
+  std::vector<std::string> names;
+  if (cut.fold.norm >= 0) names.push_back(block.norms[cut.fold.norm].name);
+  if (cut.fold.linear >= 0 && block.linears[cut.fold.linear].bias)
+    names.push_back(block.linears[cut.fold.linear].bias_name());
+  for (const TensorSpec& consumer : cut.fold.consumers) names.push_back(consumer.name);
+  return names;
+}
+
+}  // namespace
+
+bool uses_awq(const RunOptions& options, const BlockSpec& block) {
+  return std::any_of(block.cuts.begin(), block.cuts.end(),
+                     [&](const CutSpec& cut) { return uses_awq(options, block, cut); });
+}
+
+std::string fold_obstacle(const RunOptions& options, const BlockSpec& block, const CutSpec& cut) {
+  if (cut.fold.norm < 0 && cut.fold.linear < 0) return "not scaled: nothing before it can be";
+  std::vector<int> touched = cut.linears;
+  if (cut.fold.linear >= 0) touched.push_back(cut.fold.linear);
+  for (int linear : touched)
+    if (!is_awq(options, block.linears[linear]))
+      return fmt::format("not scaled: {} is not quantized with awq", block.linears[linear].module);
+  return "";
+}
+
+std::vector<std::string> folded_tensors(const RunOptions& options, const ModelSpec& spec) {
+  std::set<std::string> names;
+  for (const BlockSpec& block : spec.blocks) {
+    for (const LinearSpec& linear : block.linears)
+      if (is_awq(options, linear)) names.insert(linear.weight_name());
+    for (const CutSpec& cut : block.cuts)
+      if (fold_obstacle(options, block, cut).empty())
+        for (const std::string& name : folded_floats(block, cut)) names.insert(name);
+  }
+  return {names.begin(), names.end()};
+}
+
+void BlockChange::apply(int linear, TensorView weight, bool clip, Backend& backend) const {
+  const auto found = linears_.find(linear);
+  if (found == linears_.end()) return;
+  const Linear& change = found->second;
+  if (!change.columns.empty()) multiply_columns(weight, change.columns, backend);
+  if (clip && !change.limits.empty())
+    clamp_groups(weight, change.group_size, change.limits, backend);
+  if (!change.rows.empty()) divide_rows(weight, change.rows, backend);
+}
+
+void BlockChange::describe(int linear, QuantizeRecord& record) const {
+  const auto found = linears_.find(linear);
+  if (found == linears_.end()) return;
+  record.awq_ratio = found->second.ratio;
+  record.awq_gain = found->second.gain;
+  if (record.note.empty()) record.note = found->second.note;
+}
+
+// One block's pass.
+class AwqPass {
+ public:
+  AwqPass(const RunOptions& options, const ModelSource& source, const OutputFormat& format,
+          const BlockSpec& block, const BlockGraph& graph, const Activations& activations,
+          Backend& backend, PhaseSeconds& phases)
+      : options_(options),
+        source_(source),
+        format_(format),
+        block_(block),
+        graph_(graph),
+        backend_(backend),
+        phases_(phases),
+        weights_(source.read_block_floats(block, backend)) {
+    int64_t tokens = 0;
+    for (size_t i = 0; i < activations.batches.size() && tokens < options.awq.tokens; ++i) {
+      const MicroBatch& given = activations.batches[i];
+      batches_.push_back({given.sequences, given.length, clone(given.hidden), Tensor()});
+      ranges_.push_back(activations.ranges[i]);
+      tokens += given.tokens();
+    }
+  }
+
+  BlockChange run() {
+    int last = static_cast<int>(block_.cuts.size()) - 1;
+    while (last > 0 && !uses_awq(options_, block_, block_.cuts[last])) --last;
+    for (int cut = 0; cut <= last; ++cut) {
+      std::vector<Tensor> weights = read(cut);
+      if (uses_awq(options_, block_, block_.cuts[cut])) decide(cut, weights);
+      if (cut < last) advance(cut);
+    }
+    return std::move(change_);
+  }
+
+ private:
+  // The cut's weights in F32, prepared for the forward pass too.
+  std::vector<Tensor> read(int cut) {
+    PhaseTimer timer(phases_, Phase::kRead);
+    std::vector<Tensor> weights;
+    for (int linear : block_.cuts[cut].linears) {
+      weights.push_back(source_.read_weight(block_.linears[linear], DType::kF32, backend_));
+      weights_.set_linear(linear, weights.back(), backend_);
+    }
+    return weights;
+  }
+
+  InputStatistics collect(int cut) {
+    const int64_t in = block_.cuts[cut].in;
+    InputStatistics statistics;
+    statistics.magnitudes = Tensor::zeros(DType::kF64, {in});
+    HessianAccumulator sum(in, DType::kF32, backend_);
+    for (size_t i = 0; i < batches_.size(); ++i) {
+      const TensorView x = graph_.input(cut, weights_, batches_[i], backend_, scratch_);
+      sum.add(x, ranges_[i].samples, ranges_[i].lane);
+      backend_.add_magnitudes(x, statistics.magnitudes);
+    }
+    statistics.hessian = sum.finish();
+    return statistics;
+  }
+
+  void advance(int cut) {
+    PhaseTimer timer(phases_, Phase::kForward);
+    for (MicroBatch& batch : batches_) {
+      const TensorView x = graph_.input(cut, weights_, batch, backend_, scratch_);
+      graph_.advance(cut, weights_, x, batch, backend_);
+    }
+    for (int linear : block_.cuts[cut].linears) weights_.drop_linear(linear);
+    scratch_.reset();
+  }
+
+  LinearProblem problem(int linear, TensorView weight) const {
+    const std::string& module = block_.linears[linear].module;
+    LinearProblem problem;
+    problem.module = module;
+    problem.weight = weight;
+    problem.settings = options_.settings_for(module);
+    problem.scale_dtype = format_.scale_dtype(source_.spec().dtype);
+    return problem;
+  }
+
+  void decide(int cut, const std::vector<Tensor>& weights) {
+    const CutSpec& spec = block_.cuts[cut];
+    const InputStatistics statistics = [&] {
+      PhaseTimer timer(phases_, Phase::kHessian);
+      return collect(cut);
+    }();
+    PhaseTimer timer(phases_, Phase::kSolve);
+    std::vector<LinearProblem> problems;
+    for (size_t i = 0; i < weights.size(); ++i)
+      if (is_awq(options_, block_.linears[spec.linears[i]])) {
+        problems.push_back(problem(spec.linears[i], weights[i]));
+        change_.linears_[spec.linears[i]].group_size = problems.back().settings.group_size;
+      }
+    const std::string obstacle = statistics.hessian.tokens == 0
+                                     ? "not scaled: no tokens"
+                                     : fold_obstacle(options_, block_, spec);
+    if (obstacle.empty()) scale(spec, problems, statistics);
+    for (int linear : spec.linears)
+      if (change_.changes(linear)) change_.linears_[linear].note = obstacle;
+    if (options_.awq.clip && statistics.hessian.tokens > 0) clip(spec, weights, statistics);
+  }
+
+  // Searches scales, folds them, and records them for the consumers. The statistics become those of
+  // x / s.
+  void scale(const CutSpec& cut, std::span<const LinearProblem> problems,
+             const InputStatistics& statistics) {
+    const ScaleSearch found =
+        search_scales(mean_magnitudes(statistics), options_.awq.ratios,
+                      group_loss(problems, statistics, backend_), problems.front().module);
+    const Tensor scales = clone(found.scales);
+    fold(cut, scales);
+    unscale_hessian(statistics.hessian.sum, scales);
+    for (int linear : cut.linears) {
+      BlockChange::Linear& change = change_.linears_[linear];
+      change.columns = clone(scales);
+      change.ratio = static_cast<double>(found.best) / options_.awq.ratios;
+      change.gain = found.gain();
+    }
+  }
+
+  // Divides what makes the cut's input by s, as far as its stored type allows; s becomes what was
+  // really divided by.
+  void fold(const CutSpec& cut, TensorView scales) {
+    const FoldSpec& fold = cut.fold;
+    if (fold.norm >= 0) {
+      const std::string& name = block_.norms[fold.norm].name;
+      change_.floats_[name] =
+          fold_into(source_.read_float(name, backend_), fold.norm_offset, false, scales);
+    } else {
+      const LinearSpec& producer = block_.linears[fold.linear];
+      if (producer.bias)
+        change_.floats_[producer.bias_name()] =
+            fold_into(source_.read_bias(producer, backend_), 0, true, scales);
+      change_.linears_.at(fold.linear).rows = clone(scales);
+    }
+    for (const TensorSpec& consumer : cut.fold.consumers)
+      change_.floats_[consumer.name] =
+          scaled_consumer(source_.read_float(consumer.name, backend_), scales, backend_);
+  }
+
+  void clip(const CutSpec& cut, const std::vector<Tensor>& weights,
+            const InputStatistics& statistics) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const int linear = cut.linears[i];
+      if (!change_.changes(linear) || !block_.linears[linear].clip) continue;
+      BlockChange::Linear& change = change_.linears_[linear];
+      if (!change.columns.empty()) multiply_columns(weights[i], change.columns, backend_);
+      change.limits = search_clip(problem(linear, weights[i]), statistics.hessian, backend_);
+    }
+  }
+
+  const RunOptions& options_;
+  const ModelSource& source_;
+  const OutputFormat& format_;
+  const BlockSpec& block_;
+  const BlockGraph& graph_;
+  Backend& backend_;
+  PhaseSeconds& phases_;
+  BlockWeights weights_;
+  std::vector<MicroBatch> batches_;
+  std::vector<BatchRange> ranges_;
+  Tensor scratch_;
+  BlockChange change_;
+};
+
+BlockChange find_block_change(const RunOptions& options, const ModelSource& source,
+                              const OutputFormat& format, const BlockSpec& block,
+                              const BlockGraph& graph, const Activations& activations,
+                              Backend& backend, PhaseSeconds& phases) {
+  return AwqPass(options, source, format, block, graph, activations, backend, phases).run();
+}
+
+}  // namespace bitmill
