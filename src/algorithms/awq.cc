@@ -50,6 +50,7 @@ class Awq final : public Quantizer {
   Awq(std::string name, const Quantizer& solver) : name_(std::move(name)), solver_(solver) {}
   std::string name() const override { return name_; }
   bool needs_hessian() const override { return solver_.needs_hessian(); }
+  bool compares_with_float() const override { return solver_.compares_with_float(); }
   bool scales_weights() const override { return true; }
   void check(const QuantizeSettings& settings) const override { solver_.check(settings); }
 
@@ -221,6 +222,7 @@ Tensor search_clip(const LinearProblem& problem, const Hessian& hessian, Backend
 
 const Quantizer& rtn_quantizer();
 const Quantizer& gptq_quantizer();
+const Quantizer& gptaq_quantizer();
 
 const Quantizer& awq_quantizer() {
   static const Awq quantizer("awq", rtn_quantizer());
@@ -229,6 +231,11 @@ const Quantizer& awq_quantizer() {
 
 const Quantizer& awq_gptq_quantizer() {
   static const Awq quantizer("awq+gptq", gptq_quantizer());
+  return quantizer;
+}
+
+const Quantizer& awq_gptaq_quantizer() {
+  static const Awq quantizer("awq+gptaq", gptaq_quantizer());
   return quantizer;
 }
 

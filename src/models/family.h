@@ -58,6 +58,7 @@ struct CutSpec {
   std::vector<int> linears;  // indices into BlockSpec::linears
   int64_t in = 0;
   FoldSpec fold = {};
+  bool adds_to_hidden = false;  // its output is added to the residual stream (o, down)
 };
 
 struct BlockSpec {
