@@ -97,6 +97,8 @@ void MismatchAccumulator::add_product(TensorView value, TensorView value_float, 
   backend_.cross_update(lost, x, sum);
 }
 
-InputMismatch MismatchAccumulator::finish() { return {inputs_.finish(), residual_.finish()}; }
+InputMismatch MismatchAccumulator::finish() {
+  return {inputs_.finish(), residual_.finish()};
+}
 
 }  // namespace bitmill

@@ -46,7 +46,7 @@ struct Hessian {
   int64_t columns = 0;
   int64_t samples = 0;  // sequences: the N of 2/N
   int64_t tokens = 0;
-  Tensor sum;           // packed lower triangle (backend.h), F32 or F64; empty when tokens == 0
+  Tensor sum;  // packed lower triangle (backend.h), F32 or F64; empty when tokens == 0
   double factor() const { return samples > 0 ? 2.0 / static_cast<double>(samples) : 0.0; }
 };
 
@@ -68,8 +68,8 @@ class HessianAccumulator {
 };
 
 // What the inputs of a cut lost against the float model, for gptaq: sums over the tokens of a
-// Hessian, un-normalised like it. x: inputs as the quantized blocks before give them, x_float: those
-// of the float model, h and h_float: the residual stream that the cut's output is added to.
+// Hessian, un-normalised like it. x: inputs as the quantized blocks before give them, x_float:
+// those of the float model, h and h_float: the residual stream that the cut's output is added to.
 struct InputMismatch {
   Tensor inputs;    // [n, n], sum (x_float - x)^T x
   Tensor residual;  // [hidden, n], sum (h_float - h)^T x; empty where the output is not added to h

@@ -11,7 +11,9 @@ namespace {
 
 constexpr int64_t kEdge = 256;  // of a tile of the cross product, and rows of a weight tile
 
-int64_t tiles_of(int64_t n) { return (n + kEdge - 1) / kEdge; }
+int64_t tiles_of(int64_t n) {
+  return (n + kEdge - 1) / kEdge;
+}
 
 // Calls body(row, col, rows, cols) for all tiles of a [rows, cols] matrix.
 template <typename Body>
@@ -26,8 +28,8 @@ void over_tiles(ThreadPool& pool, int64_t rows, int64_t cols, const Body& body) 
 template <typename T>
 void cross_tiles(TensorView a, TensorView b, TensorView m, ThreadPool& pool) {
   over_tiles(pool, m.rows(), m.cols(), [&](int64_t row, int64_t col, int64_t rows, int64_t cols) {
-    blas::gemm(true, false, rows, cols, a.rows(), T(1), a.as<T>() + row, a.cols(),
-               b.as<T>() + col, b.cols(), T(1), m.as<T>() + row * m.cols() + col, m.cols());
+    blas::gemm(true, false, rows, cols, a.rows(), T(1), a.as<T>() + row, a.cols(), b.as<T>() + col,
+               b.cols(), T(1), m.as<T>() + row * m.cols() + col, m.cols());
   });
 }
 
@@ -60,8 +62,12 @@ Tensor widened(TensorView x) {
   return out;
 }
 
-float as_float(BFloat16 value) { return to_float(value); }
-float as_float(float value) { return value; }
+float as_float(BFloat16 value) {
+  return to_float(value);
+}
+float as_float(float value) {
+  return value;
+}
 
 template <typename A, typename B, typename Out>
 void subtract(const A* a, const B* b, Out* out, int64_t count) {
@@ -146,7 +152,8 @@ void CpuBackend::difference(TensorView a, TensorView b, TensorView out) {
     return run(a.as<double>(), b.as<double>(), out.as<double>());
   }
   with_compute_type(a, [&](const auto* x) {
-    with_compute_type(b, [&](const auto* y) { with_compute_type(out, [&](auto* to) { run(x, y, to); }); });
+    with_compute_type(
+        b, [&](const auto* y) { with_compute_type(out, [&](auto* to) { run(x, y, to); }); });
   });
 }
 
