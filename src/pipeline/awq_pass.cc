@@ -71,6 +71,7 @@ void BlockChange::describe(int linear, QuantizeRecord& record) const {
   const auto found = linears_.find(linear);
   if (found == linears_.end()) return;
   record.awq_ratio = found->second.ratio;
+  record.awq_weighted = found->second.weighted;
   record.awq_gain = found->second.gain;
   if (record.note.empty()) record.note = found->second.note;
 }
@@ -145,6 +146,13 @@ class AwqPass {
     scratch_.reset();
   }
 
+  // A solver that compensates rounding errors loses more by clipped weights than it gains by finer
+  // grids (docs/algorithms.md has the numbers).
+  bool clips(const LinearSpec& linear) const {
+    return linear.clip && options_.awq.clip &&
+           !find_quantizer(options_.settings_for(linear.module).algorithm).needs_hessian();
+  }
+
   LinearProblem problem(int linear, TensorView weight) const {
     const std::string& module = block_.linears[linear].module;
     LinearProblem problem;
@@ -174,7 +182,7 @@ class AwqPass {
     if (obstacle.empty()) scale(spec, problems, statistics);
     for (int linear : spec.linears)
       if (change_.changes(linear)) change_.linears_[linear].note = obstacle;
-    if (options_.awq.clip && statistics.hessian.tokens > 0) clip(spec, weights, statistics);
+    if (statistics.hessian.tokens > 0) clip(spec, weights, statistics);
   }
 
   // Searches scales, folds them, and records them for the consumers. The statistics become those of
@@ -182,7 +190,7 @@ class AwqPass {
   void scale(const CutSpec& cut, std::span<const LinearProblem> problems,
              const InputStatistics& statistics) {
     const ScaleSearch found =
-        search_scales(mean_magnitudes(statistics), options_.awq.ratios,
+        search_scales(mean_magnitudes(statistics), relative_weights(problems), options_.awq.ratios,
                       group_loss(problems, statistics, backend_), problems.front().module);
     const Tensor scales = clone(found.scales);
     fold(cut, scales);
@@ -191,7 +199,8 @@ class AwqPass {
       BlockChange::Linear& change = change_.linears_[linear];
       change.columns = clone(scales);
       change.ratio = static_cast<double>(found.best) / options_.awq.ratios;
-      change.gain = found.gain();
+      change.weighted = found.weighted;
+      change.gain = found.gain;
     }
   }
 
@@ -219,7 +228,7 @@ class AwqPass {
             const InputStatistics& statistics) {
     for (size_t i = 0; i < weights.size(); ++i) {
       const int linear = cut.linears[i];
-      if (!change_.changes(linear) || !block_.linears[linear].clip) continue;
+      if (!change_.changes(linear) || !clips(block_.linears[linear])) continue;
       BlockChange::Linear& change = change_.linears_[linear];
       if (!change.columns.empty()) multiply_columns(weights[i], change.columns, backend_);
       change.limits = search_clip(problem(linear, weights[i]), statistics.hessian, backend_);

@@ -176,7 +176,8 @@ TEST(AwqPass, FoldedTensorsAreNamed) {
   EXPECT_TRUE(named("model.layers.0.mlp.down_proj.weight"));
   EXPECT_FALSE(named("model.layers.0.mlp.down_proj.bias"));
   EXPECT_FALSE(named("model.norm.weight"));
-  for (const auto& [name, value] : model.change().floats()) EXPECT_TRUE(named(name)) << name;
+  const BlockChange change = model.change();
+  for (const auto& [name, value] : change.floats()) EXPECT_TRUE(named(name)) << name;
   model.options.quantize.algorithm = "gptq";
   EXPECT_TRUE(folded_tensors(model.options, model.source.spec()).empty());
 }
