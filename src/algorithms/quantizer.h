@@ -46,6 +46,7 @@ struct QuantizeRecord {
   double relative_error = 0; // error / tr(W H W^T); ||E||^2/||W||^2 without a Hessian
   double seconds = 0;        // wall time of its share of the cut
   double awq_ratio = -1;     // exponent of mean |x| that the search chose; -1: not scaled
+  bool awq_weighted = false; // scales mean|x|^ratio / weight^(1-ratio) instead of mean|x|^ratio
   double awq_gain = 1;       // group's error with the chosen scales over that without scales
 };
 

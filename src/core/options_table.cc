@@ -232,7 +232,7 @@ void add_awq_rows(Rows& rows) {
                   "calibration tokens the scale search looks at, from the first sample"});
   rows.push_back({"awq.ratios", integer(at(awq, &Awq::ratios), 1, 1000, "an integer from 1 to 1000"),
                   "ratios", kNumeric, kConfig,
-                  "scales tried per group of linears: mean |x| to the power i/ratios"});
+                  "exponents of mean activation magnitude tried per group of linears"});
   rows.push_back({"awq.clip", boolean(at(awq, &Awq::clip)), "-", kNumeric, kConfig,
                   "awq also searches a clipping limit per row and group, but for q and k"});
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Quality of round to nearest and GPTQ at 4, 3 and 2 bits on one model, as a Markdown table: perplexity, KL divergence from
+# Quality of round to nearest, GPTQ and AWQ (or $ALGORITHMS) at 4, 3 and 2 bits on one model, as a Markdown table: perplexity, KL divergence from
 # the float model (nats per prediction) and top-1 agreement by `bitmill eval`, seconds and peak memory of `bitmill quantize`.
 #   tests/bench/quality_table.sh MODEL CALIBRATION_TOKENS EVALUATION_TOKENS [EVALUATION_SAMPLES]
 # The program is build/cpu-release/bin/bitmill, or $BITMILL.
@@ -36,7 +36,7 @@ echo "| setting | bits per weight | perplexity | KL | top-1 | seconds | MB |"
 echo "|---|---|---|---|---|---|---|"
 evaluate "$model"
 echo "| float | 16 | $(field "$work/eval.json" perplexity %.3f) | 0 | 1 | | |"
-for algorithm in rtn gptq; do
+for algorithm in ${ALGORITHMS:-rtn gptq awq awq+gptq}; do
   row "$algorithm, 4 bits symmetric, group 128" --quantize.algorithm=$algorithm
   row "$algorithm, 3 bits asymmetric, group 128" --quantize.algorithm=$algorithm --quantize.bits=3 \
     --quantize.symmetric=false --output.format=gptq_v2
