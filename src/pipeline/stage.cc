@@ -191,7 +191,6 @@ void Stage::advance(Work& work, int cut, HessianAccumulator* next) {
     if (next != nullptr) add_input(work, cut + 1, batch, work.activations.ranges[i], *next);
   }
   work.scratch.reset();
-  HostAllocator::instance().trim();
 }
 
 void Stage::solve(Work& work, int cut, const Hessian* hessian) {
