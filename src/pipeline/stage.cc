@@ -265,7 +265,6 @@ void Stage::advance(Work& work, int cut, Capture* next) {
   }
   work.scratch.reset();
   work.float_scratch.reset();
-  HostAllocator::instance().trim();
 }
 
 void Stage::solve(Work& work, int cut, const CutSums* sums) {
