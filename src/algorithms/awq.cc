@@ -27,6 +27,32 @@ void over_rows(TensorView weight, Backend& backend, const Body& body) {
       });
 }
 
+constexpr double kSmallestScale = 1e-4;  // before centering, for columns that are never active
+
+// Divides by the root of the largest times the smallest.
+void center(TensorView scales) {
+  double *s = scales.as<double>(), smallest = std::numeric_limits<double>::infinity(), largest = 0;
+  for (int64_t c = 0; c < scales.elements(); ++c) {
+    smallest = std::min(smallest, s[c]);
+    largest = std::max(largest, s[c]);
+  }
+  const double middle = std::sqrt(largest * smallest);
+  for (int64_t c = 0; c < scales.elements(); ++c) s[c] /= middle;
+}
+
+// sums[c] += |w| / (largest |w| of the row's group), over rows.
+template <typename T>
+void add_relative(const T* w, int64_t rows, int64_t cols, int64_t group_size, double* sums) {
+  for (int64_t r = 0; r < rows; ++r, w += cols)
+    for (int64_t first = 0; first < cols; first += group_size) {
+      const int64_t last = std::min(cols, first + group_size);
+      T top = 0;
+      for (int64_t c = first; c < last; ++c) top = std::max(top, std::abs(w[c]));
+      if (top == 0) continue;
+      for (int64_t c = first; c < last; ++c) sums[c] += static_cast<double>(std::abs(w[c]) / top);
+    }
+}
+
 // The grid a search rounds with.
 GridOptions search_grid(const LinearProblem& problem) {
   GridOptions options = grid_options(problem);
@@ -50,6 +76,7 @@ class Awq final : public Quantizer {
   Awq(std::string name, const Quantizer& solver) : name_(std::move(name)), solver_(solver) {}
   std::string name() const override { return name_; }
   bool needs_hessian() const override { return solver_.needs_hessian(); }
+  bool compares_with_float() const override { return solver_.compares_with_float(); }
   bool scales_weights() const override { return true; }
   void check(const QuantizeSettings& settings) const override { solver_.check(settings); }
 
@@ -77,38 +104,64 @@ Tensor mean_magnitudes(const InputStatistics& statistics) {
 }
 
 Tensor awq_scales(TensorView mean, double ratio) {
-  const int64_t n = mean.elements();
-  Tensor scales(DType::kF64, {n});
-  double *s = scales.as<double>(), smallest = std::numeric_limits<double>::infinity(), largest = 0;
-  for (int64_t c = 0; c < n; ++c) {
-    s[c] = std::max(std::pow(mean.as<double>()[c], ratio), 1e-4);
-    smallest = std::min(smallest, s[c]);
-    largest = std::max(largest, s[c]);
-  }
-  const double middle = std::sqrt(largest * smallest);
-  for (int64_t c = 0; c < n; ++c) s[c] /= middle;
+  Tensor scales(DType::kF64, {mean.elements()});
+  for (int64_t c = 0; c < mean.elements(); ++c)
+    scales.as<double>()[c] = std::max(std::pow(mean.as<double>()[c], ratio), kSmallestScale);
+  center(scales);
   return scales;
 }
 
-ScaleSearch search_scales(TensorView mean, int ratios, const ScaleLoss& loss,
+Tensor awq_scales(TensorView mean, TensorView weight, double ratio) {
+  Tensor scales(DType::kF64, {mean.elements()});
+  for (int64_t c = 0; c < mean.elements(); ++c) {
+    const double raised = std::pow(weight.as<double>()[c], 1 - ratio) + kSmallestScale;
+    scales.as<double>()[c] =
+        std::max(std::pow(mean.as<double>()[c], ratio) / raised, kSmallestScale);
+  }
+  center(scales);
+  return scales;
+}
+
+Tensor relative_weights(std::span<const LinearProblem> problems) {
+  const int64_t n = problems.front().weight.cols();
+  Tensor mean = Tensor::zeros(DType::kF64, {n});
+  int64_t rows = 0;
+  for (const LinearProblem& problem : problems) {
+    const int64_t given = problem.settings.group_size, size = given == -1 ? n : given;
+    rows += problem.weight.rows();
+    if (problem.weight.dtype == DType::kF64)
+      add_relative(problem.weight.as<double>(), problem.weight.rows(), n, size, mean.as<double>());
+    else
+      add_relative(problem.weight.as<float>(), problem.weight.rows(), n, size, mean.as<double>());
+  }
+  for (int64_t c = 0; c < n; ++c) mean.as<double>()[c] /= static_cast<double>(rows);
+  return mean;
+}
+
+ScaleSearch search_scales(TensorView mean, TensorView weight, int ratios, const ScaleLoss& loss,
                           const std::string& group) {
   const int64_t n = mean.elements();
-  Tensor candidates(DType::kF64, {ratios, n});
-  for (int i = 0; i < ratios; ++i) {
-    const Tensor scales = awq_scales(mean, static_cast<double>(i) / ratios);
+  const int count = weight.data == nullptr ? ratios : 2 * ratios;
+  Tensor candidates(DType::kF64, {count, n});
+  for (int i = 0; i < count; ++i) {
+    const double ratio = static_cast<double>(i % ratios) / ratios;
+    const Tensor scales = i < ratios ? awq_scales(mean, ratio) : awq_scales(mean, weight, ratio);
     std::copy_n(scales.as<double>(), n, candidates.as<double>() + i * n);
   }
   ScaleSearch found;
   found.losses = loss(candidates);
-  found.best = -1;
-  for (int i = 0; i < ratios; ++i) {
+  int best = -1;
+  for (int i = 0; i < count; ++i) {
     if (!std::isfinite(found.losses[i])) continue;
-    if (found.best < 0 || found.losses[i] < found.losses[found.best]) found.best = i;
+    if (best < 0 || found.losses[i] < found.losses[best]) best = i;
   }
-  if (found.best < 0)
+  if (best < 0)
     fail(ExitCode::kInput,
          "{}: no scale gives a finite output error; its weights or activations overflow", group);
-  found.scales = clone(candidates.view().slice(found.best, found.best + 1).reshaped({n}));
+  found.scales = clone(candidates.view().slice(best, best + 1).reshaped({n}));
+  found.best = best % ratios;
+  found.weighted = best >= ratios;
+  if (found.losses[0] > 0) found.gain = found.losses[best] / found.losses[0];
   return found;
 }
 
@@ -221,6 +274,7 @@ Tensor search_clip(const LinearProblem& problem, const Hessian& hessian, Backend
 
 const Quantizer& rtn_quantizer();
 const Quantizer& gptq_quantizer();
+const Quantizer& gptaq_quantizer();
 
 const Quantizer& awq_quantizer() {
   static const Awq quantizer("awq", rtn_quantizer());
@@ -229,6 +283,11 @@ const Quantizer& awq_quantizer() {
 
 const Quantizer& awq_gptq_quantizer() {
   static const Awq quantizer("awq+gptq", gptq_quantizer());
+  return quantizer;
+}
+
+const Quantizer& awq_gptaq_quantizer() {
+  static const Awq quantizer("awq+gptaq", gptaq_quantizer());
   return quantizer;
 }
 

@@ -27,25 +27,31 @@ struct InputStatistics {
 // Candidate scales s [in], F64: max(mean^ratio, 1e-4), divided by the root of their largest times
 // their smallest. `mean` F64 [in]; 0^0 = 1.
 Tensor awq_scales(TensorView mean, double ratio);
+// The same for max(mean^ratio / (weight^(1 - ratio) + 1e-4), 1e-4): columns whose weights are small
+// against their group lose most by rounding and are raised too. `weight` F64 [in].
+Tensor awq_scales(TensorView mean, TensorView weight, double ratio);
+// Mean over the rows of all problems of |w| / (largest |w| of the row's group), F64 [in]; 0 in
+// groups of zeros. The problems share their input.
+Tensor relative_weights(std::span<const LinearProblem> problems);
 // magnitudes / tokens, F64 [in].
 Tensor mean_magnitudes(const InputStatistics& statistics);
 
 struct ScaleSearch {
   Tensor scales;               // F64 [in]
   int best = 0;                // ratio best / ratios
-  std::vector<double> losses;  // one per ratio
-  double gain() const {
-    return losses[0] > 0 ? losses[best] / losses[0] : 1;
-  }  // over no scaling (ratio 0)
+  bool weighted = false;       // of the candidates with weights
+  std::vector<double> losses;  // one per candidate: the plain ones, then the weighted ones
+  double gain = 1;             // smallest loss over that without scaling (ratio 0)
 };
 
 // Mean squared output error of each candidate; candidates F64 [count, in].
 using ScaleLoss = std::function<std::vector<double>(TensorView candidates)>;
 
-// Tries ratio i / ratios for i = 0 .. ratios-1 and keeps the first smallest loss; losses that are
-// not numbers are passed over. Error(kInput) naming `group` when all are. The scales are all 1
-// (exactly) where ratio 0 wins.
-ScaleSearch search_scales(TensorView mean, int ratios, const ScaleLoss& loss,
+// Tries ratio i / ratios for i = 0 .. ratios-1, plain and, unless `weight` is an empty view,
+// weighted; keeps the first smallest loss and passes over losses that are not numbers.
+// Error(kInput) naming `group` when all are. The scales are all 1 (exactly) where the plain ratio 0
+// wins.
+ScaleSearch search_scales(TensorView mean, TensorView weight, int ratios, const ScaleLoss& loss,
                           const std::string& group);
 
 // The loss of linears side by side: sum over them of tr(E H E^T) / (tokens * outputs), E = W - Q(W

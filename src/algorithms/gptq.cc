@@ -6,7 +6,8 @@
 // that is not positive definite at any damping.
 //
 // Peak memory besides the weights and the packed Hessian: one n x n factor, the codes and grids of
-// the linears that share it, a second copy of a weight only where columns are dead, and per thread
+// the linears that share it, a second copy of a weight only where columns are dead or inputs are
+// compared with the float model's, and per thread
 // a sweep tile of 256 x n weights and codes.
 #include <algorithm>
 #include <chrono>
@@ -40,7 +41,8 @@ struct Damping {
 
 // Buffers of one linear during the sweep.
 struct Work {
-  Tensor live;  // the weight with dead columns zeroed; empty when none is dead
+  bool corrected = false;  // `live` holds the corrected weight (gptaq)
+  Tensor live;  // the weight with its correction, dead columns zeroed; empty: as given
   GridTensors grids;
   Tensor codes, row_loss, row_error;
 };
@@ -137,7 +139,7 @@ class Solver {
     }
     const ColumnKnowledge columns = learn(factor, order, damping, group);
     std::vector<Work> works;
-    for (size_t i : group) works.push_back(prepare(problems_[i], columns));
+    for (size_t i : group) works.push_back(prepare(problems_[i], factor, order, columns));
     std::vector<SweepItem> items;
     for (size_t k = 0; k < group.size(); ++k)
       items.push_back(sweep_item(problems_[group[k]], works[k], columns));
@@ -218,11 +220,26 @@ class Solver {
 
   // A row grid comes from the weight as given, group grids from the weight without its dead
   // columns.
-  Work prepare(const LinearProblem& problem, const ColumnKnowledge& columns) const {
+  Work prepare(const LinearProblem& problem, const Tensor& factor, const Tensor& order,
+               const ColumnKnowledge& columns) const {
     Work work;
     const TensorView w = problem.weight;
+    if (problem.mismatch != nullptr) {
+      // The whole correction is best for this linear alone, but moves weights up to three times as
+      // far as rounding does and serves the rest of the model no better: 1 and 1, 0.75 and 0.5,
+      // 0.5 and 0.5 were tried on two models at 2 and 3 bits (docs/algorithms.md).
+      constexpr double kInputShare = 0.75, kResidualShare = 0.5;
+      const double normal = hessian_.factor();
+      work.live = Tensor(w.dtype, w.shape);
+      backend_.correct_weight(w, problem.mismatch->inputs, kInputShare * normal,
+                              problem.mismatch->residual, kResidualShare * normal, factor, order,
+                              work.live);
+      work.corrected = backend_.first_non_finite(work.live) < 0;
+      if (!work.corrected) work.live.reset();
+    }
+    const TensorView given = work.live.empty() ? w : work.live.view();
     if (dead_ > 0) {
-      work.live = clone(w);
+      if (work.live.empty()) work.live = clone(w);
       if (w.dtype == DType::kF64) {
         zero_columns<double>(work.live, diagonal_);
       } else {
@@ -230,7 +247,7 @@ class Solver {
       }
     }
     const TensorView fitted =
-        problem.settings.group_size == -1 || dead_ == 0 ? w : work.live.view();
+        problem.settings.group_size == -1 || dead_ == 0 ? given : work.live.view();
     work.grids =
         refits(problem) ? make_grids(problem)
                         : fit_problem_grids(problem, fitted, columns.view(problem), backend_);
@@ -265,7 +282,8 @@ class Solver {
     if (!std::isfinite(loss)) return give_up(i, damping, "the sweep overflowed");
     QuantizeRecord& record = results_[i].record;
     record = start(problem, damping);
-    record.method = "gptq";
+    record.method = work.corrected ? "gptaq" : "gptq";
+    if (problem.mismatch != nullptr && !work.corrected) record.note = "the correction overflowed";
     record.loss = loss;
     // 2 loss = tr(E H' E^T) with H' = H + added I; dead columns have no error (0 is on every grid),
     // and none in H.

@@ -12,38 +12,35 @@ int meeting_level(int a, int b) {
 
 }  // namespace
 
-HessianAccumulator::HessianAccumulator(int64_t columns, DType dtype, Backend& backend)
-    : columns_(columns), dtype_(dtype), backend_(backend) {
-  BITMILL_CHECK(columns > 0 && (dtype == DType::kF32 || dtype == DType::kF64));
+LaneSum::LaneSum(Shape shape, DType dtype, Backend& backend)
+    : shape_(shape), dtype_(dtype), backend_(backend) {
+  BITMILL_CHECK(dtype == DType::kF32 || dtype == DType::kF64);
 }
 
-void HessianAccumulator::add(TensorView x, int64_t samples, int lane) {
-  BITMILL_CHECK(lane >= lane_ && lane >= 0 && x.cols() == columns_ && samples >= 0);
-  samples_ += samples;
-  if (x.rows() == 0) return;
-  tokens_ += x.rows();
+Tensor& LaneSum::open(int lane) {
+  BITMILL_CHECK(lane >= lane_ && lane >= 0);
   if (lane != lane_) close_lane();
   lane_ = lane;
   if (open_.empty()) {
     // Two neighbours are complete once the new lane meets them higher up than they meet each other:
     // fold them before the new lane takes memory, so that at most log2(lanes) + 1 sums live.
     fold_below(lane);
-    open_ = backend_.upload(Tensor::zeros(dtype_, {hessian_elements(columns_)}));
+    open_ = backend_.upload(Tensor::zeros(dtype_, shape_));
   }
-  backend_.hessian_update(x, open_);
+  return open_;
 }
 
-void HessianAccumulator::close_lane() {
+void LaneSum::close_lane() {
   if (!open_.empty()) counter_.emplace_back(lane_, std::move(open_));
 }
 
-void HessianAccumulator::fold_top() {
+void LaneSum::fold_top() {
   Tensor right = std::move(counter_.back().second);
   counter_.pop_back();
   backend_.add(counter_.back().second, right);  // the left lane's number stands for both
 }
 
-void HessianAccumulator::fold_below(int lane) {
+void LaneSum::fold_below(int lane) {
   while (counter_.size() >= 2) {
     const int right = counter_.back().first, left = counter_[counter_.size() - 2].first;
     if (meeting_level(left, right) >= meeting_level(right, lane)) return;
@@ -51,15 +48,57 @@ void HessianAccumulator::fold_below(int lane) {
   }
 }
 
-Hessian HessianAccumulator::finish() {
+Tensor LaneSum::finish() {
   close_lane();
   while (counter_.size() >= 2) fold_top();
-  Hessian result{columns_, samples_, tokens_, Tensor()};
-  if (!counter_.empty()) result.sum = std::move(counter_.back().second);
+  Tensor sum;
+  if (!counter_.empty()) sum = std::move(counter_.back().second);
   counter_.clear();
-  samples_ = tokens_ = 0;
   lane_ = -1;
+  return sum;
+}
+
+HessianAccumulator::HessianAccumulator(int64_t columns, DType dtype, Backend& backend)
+    : columns_(columns), backend_(backend), sum_({hessian_elements(columns)}, dtype, backend) {
+  BITMILL_CHECK(columns > 0);
+}
+
+void HessianAccumulator::add(TensorView x, int64_t samples, int lane) {
+  BITMILL_CHECK(x.cols() == columns_ && samples >= 0);
+  samples_ += samples;
+  if (x.rows() == 0) return;
+  tokens_ += x.rows();
+  backend_.hessian_update(x, sum_.open(lane));
+}
+
+Hessian HessianAccumulator::finish() {
+  Hessian result{columns_, samples_, tokens_, sum_.finish()};
+  samples_ = tokens_ = 0;
   return result;
+}
+
+MismatchAccumulator::MismatchAccumulator(int64_t columns, int64_t hidden, DType dtype,
+                                         Backend& backend)
+    : backend_(backend),
+      inputs_({columns, columns}, dtype, backend),
+      residual_({hidden, columns}, dtype, backend) {}
+
+void MismatchAccumulator::add(TensorView x, TensorView x_float, TensorView h, TensorView h_float,
+                              int lane) {
+  if (x.rows() == 0) return;
+  add_product(x, x_float, x, inputs_.open(lane));
+  if (h.data != nullptr) add_product(h, h_float, x, residual_.open(lane));
+}
+
+void MismatchAccumulator::add_product(TensorView value, TensorView value_float, TensorView x,
+                                      Tensor& sum) {
+  Tensor lost = backend_.allocate(x.dtype, value.shape);
+  backend_.difference(value_float, value, lost);
+  backend_.cross_update(lost, x, sum);
+}
+
+InputMismatch MismatchAccumulator::finish() {
+  return {inputs_.finish(), residual_.finish()};
 }
 
 }  // namespace bitmill

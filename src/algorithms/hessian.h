@@ -1,22 +1,52 @@
-// Hessian accumulation that gives the same bits for any number of ranks and threads.
+// Sums over calibration tokens that have the same bits for any number of ranks and threads.
 //
-// H = 2/samples * sum x x^T is kept as an un-normalised sum plus sample and token counts. Samples belong to fixed lanes;
-// inside a lane micro-batches add up in order; lanes fold as a fixed binary tree over their numbers, in binary-counter
-// order, so that at most log2(lanes)+1 partial sums live (docs/algorithms.md).
+// H = 2/samples * sum x x^T is kept as an un-normalised sum plus sample and token counts. Samples
+// belong to fixed lanes; inside a lane micro-batches add up in order; lanes fold as a fixed binary
+// tree over their numbers, in binary-counter order, so that at most log2(lanes)+1 partial sums live
+// (docs/algorithms.md).
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "backends/backend.h"
 
 namespace bitmill {
 
+// One tensor summed lane by lane.
+class LaneSum {
+ public:
+  // `shape` of the sum, `dtype` kF32, or kF64 for reference checks.
+  LaneSum(Shape shape, DType dtype, Backend& backend);
+  // The sum of `lane`, zeros at first, to be added to. Lanes come in ascending order; the reference
+  // holds until the next call.
+  Tensor& open(int lane);
+  // Folds what is open and returns the whole; empty when no lane was opened. The sum then starts
+  // anew.
+  Tensor finish();
+
+ private:
+  void close_lane();
+  void fold_top();            // the two newest subtrees become one
+  void fold_below(int lane);  // folds every subtree that is complete when `lane` begins
+
+  Shape shape_;
+  DType dtype_;
+  Backend& backend_;
+  Tensor open_;  // the lane being summed
+  int lane_ = -1;
+  // Finished subtrees, left to right, each under the number of its first lane with samples. A lane
+  // without samples adds no zeros: its sibling moves up unchanged, so the tree's shape depends only
+  // on which lanes have samples.
+  std::vector<std::pair<int, Tensor>> counter_;
+};
+
 // A finished Hessian of one distinct input.
 struct Hessian {
   int64_t columns = 0;
   int64_t samples = 0;  // sequences: the N of 2/N
   int64_t tokens = 0;
-  Tensor sum;           // packed lower triangle (backend.h), F32 or F64; empty when tokens == 0
+  Tensor sum;  // packed lower triangle (backend.h), F32 or F64; empty when tokens == 0
   double factor() const { return samples > 0 ? 2.0 / static_cast<double>(samples) : 0.0; }
 };
 
@@ -24,25 +54,41 @@ class HessianAccumulator {
  public:
   // `dtype` kF32, or kF64 for reference checks.
   HessianAccumulator(int64_t columns, DType dtype, Backend& backend);
-  // Adds one micro-batch x [tokens, columns] of `samples` sequences to `lane`. Lanes come in ascending order.
+  // Adds one micro-batch x [tokens, columns] of `samples` sequences to `lane`. Lanes come in
+  // ascending order.
   void add(TensorView x, int64_t samples, int lane);
-  // Folds what is open and returns the whole; the accumulator is then empty. Zero tokens is a legal result.
+  // The whole; the accumulator is then empty. Zero tokens is a legal result.
   Hessian finish();
 
  private:
-  void close_lane();
-  void fold_top();            // the two newest subtrees become one
-  void fold_below(int lane);  // folds every subtree that is complete when `lane` begins
-
   int64_t columns_;
-  DType dtype_;
   Backend& backend_;
-  Tensor open_;        // the lane being summed
-  int lane_ = -1;
+  LaneSum sum_;
   int64_t samples_ = 0, tokens_ = 0;
-  // Finished subtrees, left to right, each under the number of its first lane with samples. A lane without samples adds no
-  // zero matrix: its sibling moves up unchanged, so the tree's shape depends only on which lanes have samples.
-  std::vector<std::pair<int, Tensor>> counter_;
+};
+
+// What the inputs of a cut lost against the float model, for gptaq: sums over the tokens of a
+// Hessian, un-normalised like it. x: inputs as the quantized blocks before give them, x_float:
+// those of the float model, h and h_float: the residual stream that the cut's output is added to.
+struct InputMismatch {
+  Tensor inputs;    // [n, n], sum (x_float - x)^T x
+  Tensor residual;  // [hidden, n], sum (h_float - h)^T x; empty where the output is not added to h
+};
+
+class MismatchAccumulator {
+ public:
+  // hidden 0: no residual.
+  MismatchAccumulator(int64_t columns, int64_t hidden, DType dtype, Backend& backend);
+  // x, x_float [tokens, columns] in the compute type (or F64); h, h_float [tokens, hidden] of one
+  // type, empty without a residual. Differences are rounded to x's type.
+  void add(TensorView x, TensorView x_float, TensorView h, TensorView h_float, int lane);
+  InputMismatch finish();
+
+ private:
+  void add_product(TensorView value, TensorView value_float, TensorView x, Tensor& sum);
+
+  Backend& backend_;
+  LaneSum inputs_, residual_;
 };
 
 }  // namespace bitmill

@@ -23,12 +23,14 @@ struct LinearProblem {
   // ternary codes, and the other ranges clip.
   GridKind kind = GridKind::kUniform;
   GridRange range = GridRange::kMirrored;
+  // gptaq: what the input lost against the float model; null: nothing is known of it.
+  const InputMismatch* mismatch = nullptr;
 };
 
 // What happened to one linear; goes into layers.csv and report.json as it is.
 struct QuantizeRecord {
   std::string module;
-  std::string method;        // really used: "gptq", "rtn", "awq", "awq+gptq"
+  std::string method;        // really used: "gptq", "gptaq", "rtn", "awq", "awq+gptq", "awq+gptaq"
   std::string note;          // empty, or why the method is not the one asked for
   bool failed = false;       // the policy on_failed=fail applies
   int bits = 0;
@@ -40,10 +42,11 @@ struct QuantizeRecord {
   double smallest_pivot = 0;
   int64_t dead_columns = 0;
   double loss = 0;           // sum over rows and columns of D_k (t_k - q_k)^2 / 2 (gptq)
-  double error = 0;          // tr(E H E^T), H undamped; 0 without a Hessian
+  double error = 0;          // tr(E H E^T), H undamped, E from the corrected weight (gptaq); 0 without a Hessian
   double relative_error = 0; // error / tr(W H W^T); ||E||^2/||W||^2 without a Hessian
   double seconds = 0;        // wall time of its share of the cut
   double awq_ratio = -1;     // exponent of mean |x| that the search chose; -1: not scaled
+  bool awq_weighted = false; // scales mean|x|^ratio / weight^(1-ratio) instead of mean|x|^ratio
   double awq_gain = 1;       // group's error with the chosen scales over that without scales
 };
 
@@ -57,6 +60,8 @@ class Quantizer {
   virtual ~Quantizer() = default;
   virtual std::string name() const = 0;
   virtual bool needs_hessian() const = 0;
+  // Does the caller follow the float model's activations too, and set LinearProblem::mismatch?
+  virtual bool compares_with_float() const { return false; }
   // Does the caller scale weights by activations first (algorithms/awq.h)?
   virtual bool scales_weights() const { return false; }
   // Throws kUsage naming the key when the settings are impossible for this algorithm (bits, group size, order).

@@ -159,6 +159,10 @@ class Backend {
   virtual void add_magnitudes(TensorView x, TensorView sums) = 0;
   // a += b, elementwise (F32 or F64): folding of lanes.
   virtual void add(TensorView a, TensorView b) = 0;
+  // m += a^T b. a C [tokens, rows], b C [tokens, cols] (or both F64), m F32 (F64) [rows, cols]; exactness as above.
+  virtual void cross_update(TensorView a, TensorView b, TensorView m) = 0;
+  // out = a - b, computed in fp32 (F64: double), rounded to out's type. a and b F32 or BF16 (or all F64), equal shapes.
+  virtual void difference(TensorView a, TensorView b, TensorView out) = 0;
   // Diagonal of the packed h into out F32/F64 [n] (host memory).
   virtual void hessian_diagonal(TensorView h, int64_t n, TensorView out) = 0;
   // out [n, n] lower triangle = factor * H[order[i], order[j]], diagonal replaced by `diagonal[order[i]]`
@@ -173,6 +177,14 @@ class Backend {
   // unit variance at the positions solved before k spread t_k (docs/algorithms.md). Estimated with 256 fixed sign
   // vectors, so a relative standard deviation of 9% is in it; the same on every machine and for any number of threads.
   virtual void feedback_variance(TensorView factor, TensorView variance) = 0;
+
+  // The weight that serves the float model best on inputs that are not the float model's (gptaq, docs/algorithms.md):
+  //   out = w + (c_factor w C + r_factor R) H^-1
+  // with H = L L^T the factorized Hessian whose position p is original column order[p], C the mismatch [n, n] of inputs,
+  // R [rows, n] that of the residual stream (may be empty). w, out [rows, n], C, R and L of one type, F32/F64; out may not
+  // alias w. Tiles of 256 rows.
+  virtual void correct_weight(TensorView w, TensorView c, double c_factor, TensorView r, double r_factor, TensorView l,
+                              TensorView order, TensorView out) = 0;
 
   // Grids of weight [rows, cols] F32/F64: one per row and group of `group_size` consecutive columns (-1: whole row; the
   // last group may be shorter). scales, zeros out: same type as weight, [rows, groups]. core/grid.h has the arithmetic.

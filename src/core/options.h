@@ -62,7 +62,7 @@ struct RunOptions {
   } quantize;
   struct Awq {
     int64_t tokens = 16384;  // calibration tokens the search looks at, whole micro-batches from the first
-    int ratios = 20;         // scales mean|x|^(i/ratios), i = 0 .. ratios-1, are tried
+    int ratios = 20;         // exponents i/ratios, i = 0 .. ratios-1, tried in both kinds of scales
     bool clip = true;        // search clipping limits after scaling
   } awq;
   struct Propagation {

@@ -157,7 +157,7 @@ void add_grid_rows(Rows& rows) {
   const auto q = &Options::quantize;
   using Settings = QuantizeSettings;
   rows.push_back({"quantize.algorithm", text(at(q, &Settings::algorithm), "an algorithm", false),
-                  "-", kNumeric, kBoth, "how codes are chosen: gptq, rtn, awq, awq+gptq"});
+                  "-", kNumeric, kBoth, "how codes are chosen: gptq, gptaq, rtn, awq, awq+gptq, awq+gptaq"});
   rows.push_back({"quantize.bits", integer(at(q, &Settings::bits), 2, 8, "an integer from 2 to 8"),
                   "bits", kNumeric, kBoth, "bits per code; the output format offers some of them"});
   OptionValue group = integer(at(q, &Settings::group_size), -1, kMany, "-1 or an integer >= 1");
@@ -232,7 +232,7 @@ void add_awq_rows(Rows& rows) {
                   "calibration tokens the scale search looks at, from the first sample"});
   rows.push_back({"awq.ratios", integer(at(awq, &Awq::ratios), 1, 1000, "an integer from 1 to 1000"),
                   "ratios", kNumeric, kConfig,
-                  "scales tried per group of linears: mean |x| to the power i/ratios"});
+                  "exponents of mean activation magnitude tried per group of linears"});
   rows.push_back({"awq.clip", boolean(at(awq, &Awq::clip)), "-", kNumeric, kConfig,
                   "awq also searches a clipping limit per row and group, but for q and k"});
 }

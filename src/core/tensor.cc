@@ -24,9 +24,16 @@ std::string Shape::text() const { return fmt::format("[{}]", fmt::join(dims(), "
 // ---- HostAllocator ------------------------------------------------------------------------------------------
 
 namespace {
-constexpr int64_t kCacheFrom = 64 << 10;
-constexpr int64_t kCacheLimit = 64 << 20;  // enough for the temporaries of a micro-batch, little beside activations
 constexpr size_t kAlignment = 64;
+
+// AddressSanitizer sees the bounds of blocks of the C library only.
+bool from_heap([[maybe_unused]] int64_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  return false;
+#else
+  return bytes >= 64 << 10;
+#endif
+}
 }  // namespace
 
 HostAllocator& HostAllocator::instance() {
@@ -34,18 +41,13 @@ HostAllocator& HostAllocator::instance() {
   return allocator;
 }
 
-HostAllocator::~HostAllocator() { trim(); }
-
 void* HostAllocator::allocate(int64_t bytes) {
   void* pointer = nullptr;
   std::lock_guard lock(mutex_);
-  if (auto found = cache_.find(bytes); found != cache_.end() && !found->second.empty()) {
-    pointer = found->second.back();
-    found->second.pop_back();
-    cached_ -= bytes;
-  } else if (posix_memalign(&pointer, kAlignment, static_cast<size_t>(bytes) + (bytes == 0)) != 0) {
+  if (from_heap(bytes)) pointer = heap_.allocate(bytes);
+  else if (posix_memalign(&pointer, kAlignment, static_cast<size_t>(bytes) + (bytes == 0)) != 0) pointer = nullptr;
+  if (pointer == nullptr)
     fail(ExitCode::kDoesNotFit, "out of host memory: {} bytes asked for, {} bytes in use", bytes, current_);
-  }
   current_ += bytes;
   peak_ = std::max(peak_, current_);
   return pointer;
@@ -54,12 +56,8 @@ void* HostAllocator::allocate(int64_t bytes) {
 void HostAllocator::release(void* pointer, int64_t bytes) noexcept {
   std::lock_guard lock(mutex_);
   current_ -= bytes;
-  if (bytes < kCacheFrom || cached_ + bytes > kCacheLimit) {
-    std::free(pointer);
-    return;
-  }
-  cache_[bytes].push_back(pointer);
-  cached_ += bytes;
+  if (from_heap(bytes)) heap_.release(pointer, bytes);
+  else std::free(pointer);
 }
 
 int64_t HostAllocator::current_bytes() const {
@@ -74,10 +72,7 @@ int64_t HostAllocator::peak_bytes() const {
 
 void HostAllocator::trim() noexcept {
   std::lock_guard lock(mutex_);
-  for (auto& [bytes, blocks] : cache_)
-    for (void* block : blocks) std::free(block);
-  cache_.clear();
-  cached_ = 0;
+  heap_.trim();
 }
 
 // ---- views and owners ---------------------------------------------------------------------------------------

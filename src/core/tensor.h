@@ -5,13 +5,13 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
-#include <map>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/page_heap.h"
 
 namespace bitmill {
 
@@ -44,25 +44,23 @@ class Allocator {
   virtual int64_t peak_bytes() const = 0;
 };
 
-// Host memory. Released blocks of at least 64 KiB are kept for the next request of the same size, so that the
-// per-micro-batch buffers of the pipeline do not fault their pages in again and again, up to 64 MiB in all; `trim` gives
-// them back.
+// Host memory: small blocks from the C library, those of at least 64 KiB from a PageHeap, which keeps what is released for
+// later requests of any size.
 class HostAllocator final : public Allocator {
  public:
-  ~HostAllocator() override;
   void* allocate(int64_t bytes) override;
   void release(void* pointer, int64_t bytes) noexcept override;
   int64_t current_bytes() const override;
   int64_t peak_bytes() const override;
-  // Returns all cached blocks to the system. Call between phases of different shapes (once per cut of a block).
+  // Gives what is kept back to the system.
   void trim() noexcept;
   // The process-wide instance.
   static HostAllocator& instance();
 
  private:
   mutable std::mutex mutex_;
-  std::map<int64_t, std::vector<void*>> cache_;
-  int64_t current_ = 0, peak_ = 0, cached_ = 0;
+  PageHeap heap_;
+  int64_t current_ = 0, peak_ = 0;
 };
 
 // Non-owning view. Copy freely; valid while the owner lives.

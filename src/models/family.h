@@ -29,13 +29,13 @@ struct LinearSpec {
   std::string module;  // "model.layers.0.self_attn.q_proj"; tensors are module + ".weight" / ".bias"
   int64_t out = 0, in = 0;
   bool bias = false;
+  bool clip = true;  // AWQ may clip the weight; not that of q and k, whose errors grow in the softmax
   // The checkpoint stores the weight as [in, out], y = x W + b (GPT-2's Conv1D). Readers transpose
   // it, so that everything else sees [out, in]; a module left in float is written as it was. No
   // family of this version sets it.
   bool transposed = false;
   // Shape of the float weight in the checkpoint.
   Shape stored_shape() const { return transposed ? Shape{in, out} : Shape{out, in}; }
-  bool clip = true;  // AWQ may clip the weight; not that of q and k, whose errors grow in the softmax
   std::string weight_name() const { return module + ".weight"; }
   std::string bias_name() const { return module + ".bias"; }
 };
@@ -58,6 +58,7 @@ struct CutSpec {
   std::vector<int> linears;  // indices into BlockSpec::linears
   int64_t in = 0;
   FoldSpec fold = {};
+  bool adds_to_hidden = false;  // its output is added to the residual stream (o, down)
 };
 
 struct BlockSpec {

@@ -84,9 +84,9 @@ BlockSpec describe_block(const ModelSpec& spec, const DecoderTraits& traits, int
   mlp_norm.norm = kMlpNorm;
   up.linear = kUp;
   block.cuts = {{"qkv", {kQ, kK, kV}, spec.hidden, input_norm},
-                {"o", {kO}, q, values},
+                {"o", {kO}, q, values, true},
                 {"gate_up", {kGate, kUp}, spec.hidden, mlp_norm},
-                {"down", {kDown}, spec.intermediate, up}};
+                {"down", {kDown}, spec.intermediate, up, true}};
   if (!traits.windows.empty()) block.sliding_window = traits.windows.at(index);
   return block;
 }

@@ -18,6 +18,34 @@ bool uses_awq(const RunOptions& options, const BlockSpec& block, const CutSpec& 
                      [&](int linear) { return is_awq(options, block.linears[linear]); });
 }
 
+// Rows of the largest linear that a search looks at. An error summed over hundreds of rows ranks
+// the candidates as one over thousands does, and costs rows * in^2 for each of them.
+constexpr int64_t kSearchRows = 256;
+
+// Every n-th row of each problem, n the same for all of a group; `storage` owns the weights.
+std::vector<LinearProblem> sample_rows(std::span<const LinearProblem> problems,
+                                       std::vector<Tensor>& storage) {
+  int64_t most = 0;
+  for (const LinearProblem& problem : problems) most = std::max(most, problem.weight.rows());
+  const int64_t step = (most + kSearchRows - 1) / kSearchRows;
+  std::vector<LinearProblem> sampled(problems.begin(), problems.end());
+  if (step == 1) return sampled;
+  for (LinearProblem& problem : sampled) {
+    const int64_t rows = (problem.weight.rows() + step - 1) / step, cols = problem.weight.cols();
+    storage.emplace_back(DType::kF32, Shape{rows, cols});
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy_n(problem.weight.as<float>() + r * step * cols, cols,
+                  storage.back().as<float>() + r * cols);
+    problem.weight = storage.back();
+  }
+  return sampled;
+}
+
+// Is there anything before the cut that takes scales?
+bool foldable(const CutSpec& cut) {
+  return cut.fold.norm >= 0 || cut.fold.linear >= 0;
+}
+
 // Names that a fold changes besides the weights of linears.
 std::vector<std::string> folded_floats(const BlockSpec& block, const CutSpec& cut) {
   std::vector<std::string> names;
@@ -36,12 +64,12 @@ bool uses_awq(const RunOptions& options, const BlockSpec& block) {
 }
 
 std::string fold_obstacle(const RunOptions& options, const BlockSpec& block, const CutSpec& cut) {
-  if (cut.fold.norm < 0 && cut.fold.linear < 0) return "not scaled: nothing before it can be";
+  if (!foldable(cut)) return "nothing before it takes scales";
   std::vector<int> touched = cut.linears;
   if (cut.fold.linear >= 0) touched.push_back(cut.fold.linear);
   for (int linear : touched)
     if (!is_awq(options, block.linears[linear]))
-      return fmt::format("not scaled: {} is not quantized with awq", block.linears[linear].module);
+      return fmt::format("{} is not quantized with awq", block.linears[linear].module);
   return "";
 }
 
@@ -71,6 +99,7 @@ void BlockChange::describe(int linear, QuantizeRecord& record) const {
   const auto found = linears_.find(linear);
   if (found == linears_.end()) return;
   record.awq_ratio = found->second.ratio;
+  record.awq_weighted = found->second.weighted;
   record.awq_gain = found->second.gain;
   if (record.note.empty()) record.note = found->second.note;
 }
@@ -145,6 +174,13 @@ class AwqPass {
     scratch_.reset();
   }
 
+  // A solver that compensates rounding errors loses more by clipped weights than it gains by finer
+  // grids (docs/algorithms.md has the numbers).
+  bool clips(const LinearSpec& linear) const {
+    return linear.clip && options_.awq.clip &&
+           !find_quantizer(options_.settings_for(linear.module).algorithm).needs_hessian();
+  }
+
   LinearProblem problem(int linear, TensorView weight) const {
     const std::string& module = block_.linears[linear].module;
     LinearProblem problem;
@@ -168,22 +204,24 @@ class AwqPass {
         problems.push_back(problem(spec.linears[i], weights[i]));
         change_.linears_[spec.linears[i]].group_size = problems.back().settings.group_size;
       }
-    const std::string obstacle = statistics.hessian.tokens == 0
-                                     ? "not scaled: no tokens"
-                                     : fold_obstacle(options_, block_, spec);
+    const bool seen = statistics.hessian.tokens > 0;
+    const std::string obstacle = seen ? fold_obstacle(options_, block_, spec) : "no tokens";
     if (obstacle.empty()) scale(spec, problems, statistics);
     for (int linear : spec.linears)
-      if (change_.changes(linear)) change_.linears_[linear].note = obstacle;
-    if (options_.awq.clip && statistics.hessian.tokens > 0) clip(spec, weights, statistics);
+      if (change_.changes(linear) && foldable(spec) && !obstacle.empty())
+        change_.linears_[linear].note = "not scaled: " + obstacle;
+    if (seen) clip(spec, weights, statistics);
   }
 
   // Searches scales, folds them, and records them for the consumers. The statistics become those of
   // x / s.
   void scale(const CutSpec& cut, std::span<const LinearProblem> problems,
              const InputStatistics& statistics) {
+    std::vector<Tensor> rows;
+    const std::vector<LinearProblem> sampled = sample_rows(problems, rows);
     const ScaleSearch found =
-        search_scales(mean_magnitudes(statistics), options_.awq.ratios,
-                      group_loss(problems, statistics, backend_), problems.front().module);
+        search_scales(mean_magnitudes(statistics), relative_weights(sampled), options_.awq.ratios,
+                      group_loss(sampled, statistics, backend_), problems.front().module);
     const Tensor scales = clone(found.scales);
     fold(cut, scales);
     unscale_hessian(statistics.hessian.sum, scales);
@@ -191,7 +229,8 @@ class AwqPass {
       BlockChange::Linear& change = change_.linears_[linear];
       change.columns = clone(scales);
       change.ratio = static_cast<double>(found.best) / options_.awq.ratios;
-      change.gain = found.gain();
+      change.weighted = found.weighted;
+      change.gain = found.gain;
     }
   }
 
@@ -219,7 +258,7 @@ class AwqPass {
             const InputStatistics& statistics) {
     for (size_t i = 0; i < weights.size(); ++i) {
       const int linear = cut.linears[i];
-      if (!change_.changes(linear) || !block_.linears[linear].clip) continue;
+      if (!change_.changes(linear) || !clips(block_.linears[linear])) continue;
       BlockChange::Linear& change = change_.linears_[linear];
       if (!change.columns.empty()) multiply_columns(weights[i], change.columns, backend_);
       change.limits = search_clip(problem(linear, weights[i]), statistics.hessian, backend_);

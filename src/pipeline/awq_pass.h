@@ -36,6 +36,7 @@ class BlockChange {
     Tensor columns, rows, limits;  // F64 [in], [out], [out, groups]; empty: none
     int64_t group_size = -1;
     double ratio = -1, gain = 1;
+    bool weighted = false;
     std::string note;
   };
   std::map<int, Linear> linears_;

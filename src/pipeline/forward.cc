@@ -28,19 +28,31 @@ void embed_tokens(const ModelSource& source, TensorView ids, Activations& activa
   }
 }
 
+void start_float_stream(Activations& activations) {
+  for (const MicroBatch& batch : activations.batches)
+    activations.float_batches.push_back({batch.sequences, batch.length, clone(batch.hidden), Tensor()});
+}
+
+void expect_float_stream(Activations& activations) {
+  for (const MicroBatch& batch : activations.batches)
+    activations.float_batches.push_back({batch.sequences, batch.length, Tensor(), Tensor()});
+}
+
 void send_activations(Activations& activations, int to, Transport& transport, Backend& backend) {
-  for (MicroBatch& batch : activations.batches) {
-    const Tensor host = backend.download(std::move(batch.hidden));
-    transport.send(host, to);
-  }
+  for (std::vector<MicroBatch>* stream : {&activations.batches, &activations.float_batches})
+    for (MicroBatch& batch : *stream) {
+      const Tensor host = backend.download(std::move(batch.hidden));
+      transport.send(host, to);
+    }
 }
 
 void receive_activations(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend) {
-  for (MicroBatch& batch : activations.batches) {
-    Tensor host(backend.compute(), {batch.tokens(), hidden});
-    transport.receive(host, from);
-    batch.hidden = backend.upload(std::move(host));
-  }
+  for (std::vector<MicroBatch>* stream : {&activations.batches, &activations.float_batches})
+    for (MicroBatch& batch : *stream) {
+      Tensor host(backend.compute(), {batch.tokens(), hidden});
+      transport.receive(host, from);
+      batch.hidden = backend.upload(std::move(host));
+    }
 }
 
 namespace {

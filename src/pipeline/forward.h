@@ -13,10 +13,16 @@ namespace bitmill {
 // Empty micro-batches (no data yet) for I32 ids [samples, length] cut as plan_batches says.
 Activations make_activations(std::vector<BatchRange> ranges, int64_t length);
 
+// Makes float_batches copies of the batches: before the first block both models have the same activations.
+void start_float_stream(Activations& activations);
+// Empty float batches to be received.
+void expect_float_stream(Activations& activations);
+
 // Fills every batch with embedded tokens in the compute type. Reads the embedding table and frees it again.
 void embed_tokens(const ModelSource& source, TensorView ids, Activations& activations, Backend& backend);
 
-// Sends all micro-batches to rank `to`, freeing each; receives them from rank `from`.
+// Sends all micro-batches to rank `to`, freeing each, those of the float model behind the others; receives them from rank
+// `from`.
 void send_activations(Activations& activations, int to, Transport& transport, Backend& backend);
 void receive_activations(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend);
 

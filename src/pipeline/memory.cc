@@ -5,6 +5,8 @@
 #include <cctype>
 #include <fstream>
 
+#include "pipeline/stage.h"
+
 #include "pipeline/awq_pass.h"
 
 namespace bitmill {
@@ -79,6 +81,31 @@ void consider(RankPlan& rank, const MemoryBytes& moment, const std::string& name
   rank.peak_at = name;
 }
 
+// What following the float model (gptaq) adds to a block: its weights, and the activations twice.
+struct FloatStream {
+  int64_t streams = 1, weights = 0;
+};
+
+FloatStream float_stream(const RunOptions& options, const ModelSpec& spec, const PlanJob& job,
+                         const BlockSpec& block) {
+  if (!needs_float_stream(options, spec)) return {};
+  FloatStream stream{2, 0};
+  for (size_t cut = 0; cut < block.cuts.size(); ++cut)
+    stream.weights += cut_memory(job, block, cut).prepared;
+  return stream;
+}
+
+// Sums of InputMismatch of one cut.
+int64_t mismatch_bytes(const RunOptions& options, const ModelSpec& spec, const BlockSpec& block,
+                       size_t cut) {
+  const CutSpec& c = block.cuts[cut];
+  const bool compares = std::any_of(c.linears.begin(), c.linears.end(), [&](int linear) {
+    const QuantizeSettings settings = options.settings_for(block.linears[linear].module);
+    return !settings.skip && find_quantizer(settings.algorithm).compares_with_float();
+  });
+  return compares ? c.in * (c.in + (c.adds_to_hidden ? spec.hidden : 0)) * 4 : 0;
+}
+
 int64_t& slot(MemoryBytes& bytes, MemoryKind kind) { return bytes[static_cast<size_t>(kind)]; }
 
 using Dtypes = std::function<DType(const std::string&)>;
@@ -91,7 +118,8 @@ void consider_copies(const RunOptions& options, const ModelSpec& spec, const Pla
     MemoryBytes moment{};
     slot(moment, MemoryKind::kEmbedding) = bytes(spec.embedding);
     if (job.calibrated)
-      slot(moment, MemoryKind::kActivations) = job.samples * job.length * spec.hidden * element_bytes(job.compute);
+      slot(moment, MemoryKind::kActivations) = job.samples * job.length * spec.hidden * element_bytes(job.compute) *
+                                               (needs_float_stream(options, spec) ? 2 : 1);
     consider(rank, moment, "embedding");
   }
   if (!rank.last) return;
@@ -131,6 +159,7 @@ void consider_block(const RunOptions& options, const ModelSpec& spec, const Plan
   const int64_t tokens = job.samples * job.length;
   // The head, a block of one cut, has nothing to run ahead of.
   const bool whole = job.calibrated && !options.quantize.true_sequential && block.cuts.size() > 1;
+  const FloatStream floats = float_stream(options, spec, job, block);
   int64_t packed = 0, kept = 0;  // kept: Hessians that wait for their cut
   if (whole) {
     consider(rank, collect_moment(options, spec, job, block), name + ", collect");
@@ -147,20 +176,26 @@ void consider_block(const RunOptions& options, const ModelSpec& spec, const Plan
         packed += packed_bytes(tensor);
     MemoryBytes solve{};
     slot(solve, MemoryKind::kPacked) = packed;
-    slot(solve, MemoryKind::kWeights) = m.weights + m.codes + m.prepared;
-    slot(solve, MemoryKind::kHessians) = whole ? kept : m.hessian;
-    slot(solve, MemoryKind::kFactor) = m.factor + m.weights;  // factor, and the sweep's working copy
-    if (job.calibrated) slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut, tokens);
+    slot(solve, MemoryKind::kWeights) = m.weights + m.codes + m.prepared + floats.weights;
+    const int64_t mismatch = mismatch_bytes(options, spec, block, cut);
+    slot(solve, MemoryKind::kHessians) = whole ? kept : m.hessian + mismatch;
+    // The factor and the sweep's working copy; a corrected weight is one more.
+    slot(solve, MemoryKind::kFactor) = m.factor + m.weights * (mismatch > 0 ? 2 : 1);
+    if (job.calibrated)
+      slot(solve, MemoryKind::kActivations) = activation_bytes(spec, job, block, cut, tokens) * floats.streams;
     consider(rank, solve, fmt::format("{}, solve {}", name, block.cuts[cut].name));
     if (!job.calibrated) continue;
     MemoryBytes advance{};
     slot(advance, MemoryKind::kPacked) = packed;
-    slot(advance, MemoryKind::kWeights) = m.prepared;
+    slot(advance, MemoryKind::kWeights) = m.prepared + floats.weights;
     const bool last = cut + 1 == block.cuts.size();
-    const int64_t next = last ? 0 : hessian_elements(block.cuts[cut + 1].in) * 4;
+    const int64_t next = last ? 0
+                              : hessian_elements(block.cuts[cut + 1].in) * 4 +
+                                    mismatch_bytes(options, spec, block, cut + 1);
     slot(advance, MemoryKind::kHessians) = whole ? kept : next * live_partials(options.run.reduction_lanes);
     slot(advance, MemoryKind::kScratch) = scratch_bytes(options, spec, job, block, cut);
-    slot(advance, MemoryKind::kActivations) = activation_bytes(spec, job, block, last ? cut : cut + 1, tokens);
+    slot(advance, MemoryKind::kActivations) =
+        activation_bytes(spec, job, block, last ? cut : cut + 1, tokens) * floats.streams;
     consider(rank, advance, fmt::format("{}, run {}", name, block.cuts[cut].name));
   }
 }

@@ -106,12 +106,15 @@ Activations first_activations(QuantizeJob& job, const RankPlan& mine, Transport&
   const RunOptions::Run& run = job.options.run;
   Activations activations = make_activations(
       plan_batches(shape.samples, shape.length, run.reduction_lanes, run.microbatch_tokens), shape.length);
+  const bool compares = needs_float_stream(job.options, job.source.spec());
   if (mine.embeds) {
     PhaseTimer timer(phases, Phase::kForward);
     embed_tokens(job.source, job.ids, activations, backend);
+    if (compares) start_float_stream(activations);
     job.ids.reset();
   } else {
     PhaseTimer timer(phases, Phase::kWait);
+    if (compares) expect_float_stream(activations);
     receive_activations(activations, job.source.spec().hidden, mine.rank - 1, transport, backend);
   }
   return activations;

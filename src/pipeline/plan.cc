@@ -63,7 +63,13 @@ std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelS
   const auto choose = [&](const LinearSpec& linear) {
     const QuantizeSettings settings = options.settings_for(linear.module);
     if (!settings.skip) {
-      find_quantizer(settings.algorithm).check(settings);
+      const Quantizer& quantizer = find_quantizer(settings.algorithm);
+      quantizer.check(settings);
+      if (quantizer.compares_with_float() && !options.quantize.true_sequential)
+        fail(ExitCode::kUsage,
+             "quantize.true_sequential=false with quantize.algorithm={}: it compares inputs with the "
+             "float model's segment by segment and needs true",
+             settings.algorithm);
       format.check(linear, settings);
     }
     ModuleChoice choice{linear.module, !settings.skip, settings.bits, settings.group_size,

@@ -11,7 +11,7 @@ std::string_view phase_name(Phase phase) {
 // The field list of a record, once for writer and reader.
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(QuantizeRecord, module, method, note, failed, bits, group_size, out, in, samples, tokens,
                                    damp, retries, smallest_pivot, dead_columns, loss, error, relative_error, seconds,
-                                   awq_ratio, awq_gain)
+                                   awq_ratio, awq_weighted, awq_gain)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RankSummary, rank, host, first_block, end_block, phases, peak_tensor_bytes,
                                    peak_resident_bytes)
 

@@ -1,6 +1,7 @@
 #include "pipeline/stage.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "pipeline/awq_pass.h"
 #include "pipeline/forward.h"
@@ -8,16 +9,31 @@
 
 namespace bitmill {
 
+struct Stage::CutSums {
+  Hessian hessian;
+  InputMismatch mismatch;  // empty where nothing compares with the float model
+};
+
+struct Stage::Capture {
+  HessianAccumulator hessian;
+  std::optional<MismatchAccumulator> mismatch;
+  CutSums finish() {
+    return {hessian.finish(), mismatch ? mismatch->finish() : InputMismatch()};
+  }
+};
+
 struct Stage::Work {
   const BlockSpec& spec;
   const BlockGraph* graph;  // nullptr: no activations flow
   Activations& activations;
   bool propagates;  // the activations go on through the quantized linears
   BlockWeights weights;
-  std::vector<Hessian> hessians;  // per cut, only when the whole block is collected at once
+  std::vector<CutSums> sums;  // per cut, only when the whole block is collected at once
   PackedBlock packed;
-  Tensor scratch;
+  Tensor scratch, float_scratch;
   BlockChange change;  // AWQ's, before anything is quantized
+  BlockWeights dense;  // of the float stream, where there is one
+  bool compares() const { return !activations.float_batches.empty(); }
 };
 
 Stage::Stage(const RunOptions& options, const ModelSource& source, const OutputFormat& format, Backend& backend,
@@ -31,7 +47,19 @@ bool wants_hessian(const QuantizeSettings& settings) {
   return !settings.skip && find_quantizer(settings.algorithm).needs_hessian();
 }
 
+bool compares(const QuantizeSettings& settings) {
+  return !settings.skip && find_quantizer(settings.algorithm).compares_with_float();
+}
+
 }  // namespace
+
+bool needs_float_stream(const RunOptions& options, const ModelSpec& spec) {
+  for (const BlockSpec& block : spec.blocks)
+    for (const LinearSpec& linear : block.linears)
+      if (compares(options.settings_for(linear.module))) return true;
+  const auto head = head_to_quantize(options, spec);
+  return head && compares(options.settings_for(head->module));
+}
 
 bool needs_calibration(const RunOptions& options, const ModelSpec& spec) {
   return samples_needed(options, spec, 1, 1) > 0;
@@ -56,9 +84,17 @@ bool Stage::needs_hessian(const BlockSpec& block, int cut) const {
   });
 }
 
+bool Stage::needs_mismatch(const BlockSpec& block, int cut) const {
+  const std::vector<int>& linears = block.cuts[cut].linears;
+  return std::any_of(linears.begin(), linears.end(), [&](int linear) {
+    return compares(options_.settings_for(block.linears[linear].module));
+  });
+}
+
 PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& activations) {
   const BlockSpec& spec = source_.spec().blocks[index];
-  Work work{spec, graph, activations, graph != nullptr, BlockWeights(spec), {}, {}, {}, {}};
+  Work work{spec, graph, activations, graph != nullptr, BlockWeights(spec), {}, {}, {}, {}, {},
+            BlockWeights(spec)};
   if (graph != nullptr && uses_awq(options_, spec))
     work.change = find_block_change(options_, source_, format_, spec, *graph, activations, backend_, phases_);
   {
@@ -66,6 +102,7 @@ PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& acti
     work.weights = source_.read_block_floats(spec, backend_);
     for (const auto& [name, value] : work.change.floats()) work.weights.set_float(name, value, backend_);
   }
+  if (work.compares()) work.dense = read_changed_block(work);
   run_cuts(work);
   for (const TensorSpec& norm : spec.norms)
     work.packed.tensors.push_back({norm.name, read_float(work, norm.name)});
@@ -75,7 +112,8 @@ PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& acti
 PackedBlock Stage::run_head(Activations& activations) {
   const BlockSpec spec = head_block(source_.spec());
   const auto graph = activations.batches.empty() ? nullptr : head_graph(source_, backend_);
-  Work work{spec, graph.get(), activations, false, BlockWeights(spec), {}, {}, {}, {}};
+  Work work{spec, graph.get(), activations, false, BlockWeights(spec), {}, {}, {}, {}, {},
+            BlockWeights(spec)};
   run_cuts(work);
   return std::move(work.packed);
 }
@@ -86,16 +124,16 @@ void Stage::run_cuts(Work& work) {
   const bool whole = work.propagates && !options_.quantize.true_sequential;
   if (whole) collect_whole_block(work);
 
-  Hessian ahead;  // of the cut to be solved next
+  CutSums ahead;  // of the cut to be solved next
   if (work.graph != nullptr && !whole && needs_hessian(spec, 0)) ahead = collect(work, 0);
   for (int cut = 0; cut < cuts; ++cut) {
-    const Hessian& hessian = whole ? work.hessians[cut] : ahead;
-    solve(work, cut, needs_hessian(spec, cut) ? &hessian : nullptr);
-    ahead = Hessian();
+    const CutSums& sums = whole ? work.sums[cut] : ahead;
+    solve(work, cut, needs_hessian(spec, cut) ? &sums : nullptr);
+    ahead = CutSums();
     if (!work.propagates) continue;
     const bool collect_next = !whole && cut + 1 < cuts && needs_hessian(spec, cut + 1);
     if (collect_next) {
-      HessianAccumulator next(spec.cuts[cut + 1].in, DType::kF32, backend_);
+      Capture next = start_capture(work, cut + 1);
       advance(work, cut, &next);
       ahead = next.finish();
     } else {
@@ -150,12 +188,40 @@ void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchR
   sum.add(x, range.samples, range.lane);
 }
 
-Hessian Stage::collect(Work& work, int cut) {
-  HessianAccumulator sum(work.spec.cuts[cut].in, DType::kF32, backend_);
-  for (size_t i = 0; i < work.activations.batches.size(); ++i)
-    add_input(work, cut, work.activations.batches[i], work.activations.ranges[i], sum);
+Stage::Capture Stage::start_capture(const Work& work, int cut) const {
+  const CutSpec& spec = work.spec.cuts[cut];
+  Capture capture{HessianAccumulator(spec.in, DType::kF32, backend_), std::nullopt};
+  if (work.compares() && needs_mismatch(work.spec, cut)) {
+    const int64_t hidden = spec.adds_to_hidden ? work.spec.linears[spec.linears.front()].out : 0;
+    capture.mismatch.emplace(spec.in, hidden, DType::kF32, backend_);
+  }
+  return capture;
+}
+
+// The input of a cut in micro-batch `i`, next to the float model's where that is wanted.
+void Stage::add_inputs(Work& work, int cut, size_t i, Capture& capture) {
+  const MicroBatch& batch = work.activations.batches[i];
+  const BatchRange& range = work.activations.ranges[i];
+  add_input(work, cut, batch, range, capture.hessian);
+  if (!capture.mismatch) return;
+  const MicroBatch& other = work.activations.float_batches[i];
+  TensorView x, x_float;
+  {
+    PhaseTimer timer(phases_, Phase::kForward);
+    x = work.graph->input(cut, work.weights, batch, backend_, work.scratch);
+    x_float = work.graph->input(cut, work.dense, other, backend_, work.float_scratch);
+  }
   PhaseTimer timer(phases_, Phase::kHessian);
-  return sum.finish();
+  const bool residual = work.spec.cuts[cut].adds_to_hidden;
+  capture.mismatch->add(x, x_float, residual ? batch.hidden.view() : TensorView(),
+                        residual ? other.hidden.view() : TensorView(), range.lane);
+}
+
+Stage::CutSums Stage::collect(Work& work, int cut) {
+  Capture capture = start_capture(work, cut);
+  for (size_t i = 0; i < work.activations.batches.size(); ++i) add_inputs(work, cut, i, capture);
+  PhaseTimer timer(phases_, Phase::kHessian);
+  return capture.finish();
 }
 
 // One float forward of the block; the activations themselves stay as they are.
@@ -176,10 +242,16 @@ void Stage::collect_whole_block(Work& work) {
     }
   }
   PhaseTimer timer(phases_, Phase::kHessian);
-  for (HessianAccumulator& sum : sums) work.hessians.push_back(sum.finish());
+  for (HessianAccumulator& sum : sums) work.sums.push_back({sum.finish(), InputMismatch()});
 }
 
-void Stage::advance(Work& work, int cut, HessianAccumulator* next) {
+void Stage::advance_float(Work& work, int cut, MicroBatch& batch) {
+  PhaseTimer timer(phases_, Phase::kForward);
+  const TensorView x = work.graph->input(cut, work.dense, batch, backend_, work.float_scratch);
+  work.graph->advance(cut, work.dense, x, batch, backend_);
+}
+
+void Stage::advance(Work& work, int cut, Capture* next) {
   for (size_t i = 0; i < work.activations.batches.size(); ++i) {
     MicroBatch& batch = work.activations.batches[i];
     {
@@ -188,13 +260,14 @@ void Stage::advance(Work& work, int cut, HessianAccumulator* next) {
       if (!needs_hessian(work.spec, cut)) check_finite(work, cut, x, work.activations.ranges[i]);
       work.graph->advance(cut, work.weights, x, batch, backend_);
     }
-    if (next != nullptr) add_input(work, cut + 1, batch, work.activations.ranges[i], *next);
+    if (work.compares()) advance_float(work, cut, work.activations.float_batches[i]);
+    if (next != nullptr) add_inputs(work, cut + 1, i, *next);
   }
   work.scratch.reset();
-  HostAllocator::instance().trim();
+  work.float_scratch.reset();
 }
 
-void Stage::solve(Work& work, int cut, const Hessian* hessian) {
+void Stage::solve(Work& work, int cut, const CutSums* sums) {
   std::map<std::string, std::vector<int>> by_algorithm;
   for (int linear : work.spec.cuts[cut].linears) {
     const QuantizeSettings settings = options_.settings_for(work.spec.linears[linear].module);
@@ -202,13 +275,13 @@ void Stage::solve(Work& work, int cut, const Hessian* hessian) {
     else by_algorithm[settings.algorithm].push_back(linear);
   }
   for (const auto& [algorithm, linears] : by_algorithm) {
-    std::vector<QuantizeResult> results = quantize_group(work, linears, hessian);
+    std::vector<QuantizeResult> results = quantize_group(work, linears, sums);
     for (size_t i = 0; i < linears.size(); ++i) keep(work, linears[i], std::move(results[i]));
   }
 }
 
 std::vector<QuantizeResult> Stage::quantize_group(Work& work, const std::vector<int>& linears,
-                                                  const Hessian* hessian) {
+                                                  const CutSums* sums) {
   std::vector<Tensor> weights;
   std::vector<LinearProblem> problems;
   for (int linear : linears) {
@@ -218,9 +291,11 @@ std::vector<QuantizeResult> Stage::quantize_group(Work& work, const std::vector<
     work.change.apply(linear, weights.back(), true, backend_);
     problems.push_back({spec.module, weights.back(), options_.settings_for(spec.module),
                         format_.scale_dtype(source_.spec().dtype)});
+    if (compares(problems.back().settings) && sums != nullptr && !sums->mismatch.inputs.empty())
+      problems.back().mismatch = &sums->mismatch;
   }
   PhaseTimer timer(phases_, Phase::kSolve);
-  return find_quantizer(problems.front().settings.algorithm).quantize(problems, hessian, backend_);
+  return find_quantizer(problems.front().settings.algorithm).quantize(problems, sums != nullptr ? &sums->hessian : nullptr, backend_);
 }
 
 void Stage::keep(Work& work, int linear, QuantizeResult result) {

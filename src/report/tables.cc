@@ -47,12 +47,13 @@ Json eval_json(const std::optional<EvalResult>& result) {
 std::string layers_csv(const std::vector<LinearEvent>& linears) {
   std::string csv =
       "block,module,method,bits,group_size,out,in,samples,tokens,damp,retries,smallest_pivot,dead_columns,loss,error,"
-      "relative_error,seconds,rank,note\n";
+      "relative_error,seconds,awq_ratio,awq_weighted,awq_gain,rank,note\n";
   for (const LinearEvent& event : linears) {
     const QuantizeRecord& r = event.record;
-    csv += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{:.6f},{},{}\n", event.block, csv_text(r.module),
+    csv += fmt::format("{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{:.6f},{},{},{},{},{}\n", event.block, csv_text(r.module),
                        r.method, r.bits, r.group_size, r.out, r.in, r.samples, r.tokens, r.damp, r.retries,
-                       r.smallest_pivot, r.dead_columns, r.loss, r.error, r.relative_error, r.seconds, event.rank,
+                       r.smallest_pivot, r.dead_columns, r.loss, r.error, r.relative_error, r.seconds, r.awq_ratio,
+                       r.awq_weighted ? 1 : 0, r.awq_gain, event.rank,
                        csv_text(r.note));
   }
   return csv;
@@ -62,7 +63,8 @@ std::string linear_line(const LinearEvent& event) {
   const QuantizeRecord& r = event.record;
   std::string line = fmt::format("{} [{}, {}] {} {}-bit g{} error {:.3e} tokens {} {:.3f} s", r.module, r.out, r.in,
                                  r.method, r.bits, r.group_size, r.relative_error, r.tokens, r.seconds);
-  if (r.method == "gptq") line += fmt::format(" loss {:.4g} damp {:g}", r.loss, r.damp);
+  if (r.awq_ratio >= 0) line += fmt::format(" scales x^{:g}{} gain {:.3f}", r.awq_ratio, r.awq_weighted ? " w" : "", r.awq_gain);
+  if (r.method.ends_with("gptq")) line += fmt::format(" loss {:.4g} damp {:g}", r.loss, r.damp);
   if (!r.note.empty()) line += " (" + r.note + ")";
   return line;
 }

@@ -28,6 +28,20 @@ TEST(AwqScales, ByHand) {
   EXPECT_EQ(to_values(awq_scales(vector_of({8, 2}), 1)), (Values{2, 0.5}));
 }
 
+TEST(AwqScales, SmallWeightsAreRaised) {
+  // rows' groups {2, -1}, {0, 4} | {0, 0}, {5, 5}: |w| / largest = 1, 1/2 and 0, 1 | 0, 0 and 1, 1
+  Tensor w = to_tensor(DType::kF32, {2, 4}, {2, -1, 0, 0, 0, 4, 5, 5});
+  QuantizeSettings settings;
+  settings.group_size = 2;
+  const LinearProblem problem = problem_of(w, settings);
+  const Tensor weight = relative_weights({&problem, 1});
+  EXPECT_EQ(to_values(weight), (Values{0.5, 0.75, 0.5, 0.5}));
+  // mean^(1/2) / weight^(1/2): 4 / 0.5 and 1 / 0.25, centered by the root of 32
+  const Values s = to_values(awq_scales(vector_of({16, 1}), vector_of({0.25, 0.0625}), 0.5));
+  EXPECT_NEAR(s[0], 8 / std::sqrt(32), 2e-3);
+  EXPECT_NEAR(s[1], 4 / std::sqrt(32), 2e-3);
+}
+
 TEST(AwqScales, RatioZeroIsNoScalingAlsoForDeadColumns) {
   EXPECT_EQ(to_values(awq_scales(vector_of({5, 0, 0.3}), 0)), (Values{1, 1, 1}));
 }
@@ -45,16 +59,29 @@ TEST(AwqSearch, KeepsTheFirstSmallestAndPassesOverNaN) {
     return std::vector<double>{4, kNaN, 2, 3, 2};
   };
   const Tensor mean = vector_of({16, 1});
-  const ScaleSearch found = search_scales(mean, 5, losses, "group");
+  const ScaleSearch found = search_scales(mean, TensorView(), 5, losses, "group");
   EXPECT_EQ(found.best, 2);
-  EXPECT_EQ(found.gain(), 0.5);
+  EXPECT_EQ(found.gain, 0.5);
   EXPECT_EQ(to_values(found.scales), to_values(awq_scales(mean, 2.0 / 5)));
+}
+
+TEST(AwqSearch, WeightedCandidatesComeSecond) {
+  const auto losses = [](TensorView candidates) {
+    EXPECT_EQ(candidates.rows(), 4);
+    return std::vector<double>{4, 3, 3, 1};
+  };
+  const Tensor mean = vector_of({16, 1}), weight = vector_of({0.5, 0.1});
+  const ScaleSearch found = search_scales(mean, weight, 2, losses, "group");
+  EXPECT_EQ(found.best, 1);
+  EXPECT_TRUE(found.weighted);
+  EXPECT_EQ(found.gain, 0.25);
+  EXPECT_EQ(to_values(found.scales), to_values(awq_scales(mean, weight, 0.5)));
 }
 
 TEST(AwqSearch, RefusesAGroupWithoutAnyFiniteLoss) {
   const auto losses = [](TensorView) { return std::vector<double>(4, kNaN); };
   try {
-    search_scales(vector_of({1, 2}), 4, losses, "model.layers.3.mlp.up_proj");
+    search_scales(vector_of({1, 2}), TensorView(), 4, losses, "model.layers.3.mlp.up_proj");
     FAIL() << "accepted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kInput);

@@ -195,6 +195,8 @@ TYPED_TEST(GridTest, ExpectedErrorAddsUp) {
     EXPECT_EQ(expected_error(w.data(), importance.data(), spread.data(), count, grid, T(3)),
               T(6 * 2 * count) / 16);
   }
+}
+
 // Ternary: the values are the range's ends and 0, borders lie half way. Range [-2, 3]: below -1 is
 // -2, above 1.5 is 3; a weight on a border is 0.
 TYPED_TEST(GridTest, Ternary) {

@@ -112,8 +112,8 @@ TEST(Options, UnknownKeyNamesFileAndNearestKey) {
   EXPECT_THAT(refusal({"quantize", file.path()}),
               AllOf(HasSubstr(file.path()), HasSubstr("'quantize.groupsize'"),
                     HasSubstr("'quantize.group_size'")));
-  const ConfigFile awq("[awq]\ntokens=16384\n");
-  EXPECT_THAT(refusal({"quantize", awq.path()}), HasSubstr("unknown key 'awq.tokens'"));
+  const ConfigFile unknown("[hessians]\narchive=DIR\n");
+  EXPECT_THAT(refusal({"quantize", unknown.path()}), HasSubstr("unknown key 'hessians.archive'"));
   const ConfigFile bare("bits=3\n");
   EXPECT_THAT(refusal({"quantize", bare.path()}), HasSubstr("'quantize.bits'"));
   EXPECT_THAT(refusal({"quantize", "--quantise.bits=3"}), HasSubstr("'--quantize.bits'"));

@@ -93,22 +93,22 @@ TEST(HostAllocator, CountsCurrentAndPeak) {
   EXPECT_EQ(allocator.current_bytes(), 0);
 }
 
-TEST(HostAllocator, ReusesLargeBlocksUntilTrimmed) {
+TEST(HostAllocator, ReusesLargeBlocks) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "AddressSanitizer gets every block from the C library";
+#endif
   constexpr int64_t kLarge = 64 << 10;
   HostAllocator allocator;
   void* first = allocator.allocate(kLarge);
   allocator.release(first, kLarge);
-  EXPECT_EQ(allocator.current_bytes(), 0) << "cached blocks are not in use";
-  void* other = allocator.allocate(kLarge * 2);
-  EXPECT_NE(other, first) << "another size";
+  EXPECT_EQ(allocator.current_bytes(), 0) << "kept blocks are not in use";
   void* again = allocator.allocate(kLarge);
   EXPECT_EQ(again, first);
   void* second = allocator.allocate(kLarge);
   EXPECT_NE(second, first) << "a block is handed out once";
   for (void* block : {again, second}) allocator.release(block, kLarge);
-  allocator.release(other, kLarge * 2);
   allocator.trim();
-  EXPECT_EQ(allocator.peak_bytes(), kLarge * 4);
+  EXPECT_EQ(allocator.peak_bytes(), kLarge * 2);
 }
 
 TEST(HostAllocator, RefusesWhatTheMachineDoesNotHave) {

@@ -75,6 +75,7 @@ check 3 "9.*4|4.*9" 0 --calibration.samples=9
 check 3 "good\.safetensors.*(64|32)" 0 --calibration.sequence_length=64
 
 # --- settings (exit 2) ---
+check 2 'true_sequential' 0 --quantize.algorithm=gptaq --quantize.true_sequential=false
 check 2 "group_size.*96|96.*group_size" 0 --quantize.group_size=96
 check 2 "quantize\.group_size" 0 --quantize.grup_size=64
 check 2 "bits" 0 --quantize.bits=5

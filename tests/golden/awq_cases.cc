@@ -119,7 +119,8 @@ class Group {
   ScaleSearch run_search(TensorView mean, const InputStatistics& statistics) const {
     const std::string kind = options_.at("module");
     if (kind == "linear" || kind == "concat")
-      return search_scales(mean, kRatios, group_loss(problems_, statistics, backend_), kind);
+      return search_scales(mean, TensorView(), kRatios, group_loss(problems_, statistics, backend_),
+                           kind);
     AwqModule module;
     module.kind = kind == "mlp" ? ModuleKind::kMlp : ModuleKind::kAttention;
     for (const auto& [name, tensor] : weights_) module.weights[name] = tensor;
@@ -127,7 +128,8 @@ class Group {
     module.x = x;
     module.heads = options_.value("heads", 0);
     module.kv_heads = options_.value("kv_heads", 0);
-    return search_scales(mean, kRatios, module_loss(module, scaled_, problems_, backend_), kind);
+    return search_scales(mean, TensorView(), kRatios,
+                         module_loss(module, scaled_, problems_, backend_), kind);
   }
 
   const Json& options_;

@@ -17,6 +17,10 @@ constexpr int64_t kDepth = 32;         // bf16 elements of a tile row
 constexpr int64_t kTile = kRows * kDepth;
 constexpr int64_t kBlock = 2 * kRows;  // a micro-kernel computes 32 x 32 results in four accumulators
 
+// Steps of a slice of k in multiply_rows. 32 rows of A over a slice are 32 KiB, which stay in the L1 cache while all columns
+// of B pass by; a slice of B stays in the L2 cache. Storing and loading sums changes no bits.
+constexpr int64_t kSliceSteps = 16;
+
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // The compiler's own intrinsics do not say which memory they touch (GCC 12 drops stores that only a tile reads), so the
@@ -217,29 +221,29 @@ BITMILL_AMX void pack_gram(const BFloat16* x, int64_t tokens, int64_t n, int64_t
   for (int64_t step = first; step < end; ++step)
     for (int64_t col = 0; col < n; col += kRows) {
       const int64_t at = (col / kRows * steps + step) * kTile;
-      pack_pairs(x + step * kDepth * n + col, n, tokens - step * kDepth, n - col, packed_b + at);
-      transpose_pairs(packed_b + at, kDepth, packed_a + at);
+      alignas(64) BFloat16 scratch[kTile];
+      BFloat16* tile = packed_b != nullptr ? packed_b + at : scratch;
+      pack_pairs(x + step * kDepth * n + col, n, tokens - step * kDepth, n - col, tile);
+      if (packed_a != nullptr) transpose_pairs(tile, kDepth, packed_a + at);
     }
 }
 
 BITMILL_AMX void multiply_rows(const BFloat16* a, int64_t lda, const BFloat16* packed_b, int64_t m, int64_t n, int64_t k,
                                float* c, int64_t ldc, bool accumulate) {
-  // A's rows are copied into tiles first, a slice of k at a time: rows whose stride is a power of two would fight for the
-  // same cache sets, and a ragged edge gets its zeros. 64 steps are 128 KiB, next to B in the L2 cache.
-  constexpr int64_t kSliceSteps = 64;
+  // A's rows are copied into tiles first: rows whose stride is a power of two would fight for the same cache sets, and a
+  // ragged edge gets its zeros.
   alignas(64) BFloat16 slice[2 * kSliceSteps * kTile];
   const int64_t steps = round_up(k, kDepth) / kDepth;
   configure();
-  for (int64_t row = 0; row < m; row += kBlock) {
-    const int64_t rows = m - row < kBlock ? m - row : kBlock;
-    for (int64_t s = 0; s < steps; s += kSliceSteps) {
+  for (int64_t s = 0; s < steps; s += kSliceSteps)
+    for (int64_t row = 0; row < m; row += kBlock) {
+      const int64_t rows = m - row < kBlock ? m - row : kBlock;
       const int64_t count = steps - s < kSliceSteps ? steps - s : kSliceSteps;
       pack_a_rows(a + row * lda + s * kDepth, lda, rows, k - s * kDepth, count, slice);
       const OperandA tiles{slice, count * kTile};
       multiply_row_block(tiles, packed_b + s * kTile, steps * kTile, rows, n, count, c + row * ldc, ldc,
                          accumulate || s > 0);
     }
-  }
   release();
 }
 

@@ -26,7 +26,7 @@ int64_t packed_elements(int64_t blocks_of, int64_t k);
 void pack_b_from_rows(const BFloat16* rows, int64_t n, int64_t k, int64_t stride, int64_t first, int64_t end,
                       BFloat16* packed);
 
-// A and B operands of x^T x from x [tokens, n]: depth steps [first, end) of 32 tokens.
+// A and B operands of x^T x from x [tokens, n]: depth steps [first, end) of 32 tokens. Either may be null: not wanted.
 void pack_gram(const BFloat16* x, int64_t tokens, int64_t n, int64_t first, int64_t end, BFloat16* packed_a,
                BFloat16* packed_b);
 

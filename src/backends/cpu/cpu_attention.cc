@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/dispatch.h"
 #include "backends/cpu/matmul.h"
 #include "backends/cpu/vector_math.h"
 
@@ -45,11 +46,15 @@ struct Cut {
   int64_t group, tiles, heads_per_item;
 };
 
+// `rows` rows of n elements, `stride` apart, to rows of C, `out_stride` apart.
 template <typename C>
-void pack_rows(const float* x, int64_t stride, int64_t rows, int64_t n, C* out) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < n; ++i) store_float(x[r * stride + i], out[r * n + i]);
-}
+struct PackRows {
+  BITMILL_KERNEL void run(const float* x, int64_t stride, int64_t rows, int64_t n, C* __restrict out,
+                          int64_t out_stride) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < n; ++i) store_float(x[r * stride + i], out[r * out_stride + i]);
+  }
+};
 
 // Rounds one tile of rows of q, k, v to C and lays each head's rows side by side, which is what the
 // products read fastest.
@@ -61,28 +66,45 @@ void pack_tile(const Cut& cut, int64_t sequence, int64_t tile, const float* q, c
                 rows = cut.rows_of(tile);
   const int64_t row = tile * kQueryRows, token = sequence * s.length + row;
   for (int64_t h = 0; h < s.heads; ++h)
-    pack_rows(q + token * width + h * s.head_dim, width, rows, s.head_dim,
-              q_out + cut.query_offset(sequence, h, tile));
+    dispatch<PackRows<C>>(q + token * width + h * s.head_dim, width, rows, s.head_dim,
+                          q_out + cut.query_offset(sequence, h, tile), s.head_dim);
   for (int64_t h = 0; h < s.kv_heads; ++h) {
     const int64_t from = token * kv_width + h * s.head_dim,
                   to = cut.key_offset(sequence, h) + row * s.head_dim;
-    pack_rows(k + from, kv_width, rows, s.head_dim, k_out + to);
-    pack_rows(v + from, kv_width, rows, s.head_dim, v_out + to);
+    dispatch<PackRows<C>>(k + from, kv_width, rows, s.head_dim, k_out + to, s.head_dim);
+    dispatch<PackRows<C>>(v + from, kv_width, rows, s.head_dim, v_out + to, s.head_dim);
   }
 }
 
+// Rows of scores of one head, `keys` wide; row r sees keys [begin(r), first_end + r).
+struct Softmax {
+  float scale;            // > 0
+  int64_t rows, keys;
+  int64_t first_end, window;  // window 0: from key 0
+};
+
 // One row: p = e^(scale s - max) / sum over keys [begin, end), 0 elsewhere. scores and p may be the
-// same memory.
+// same memory. Scores beyond `end` are overwritten: whole vectors are computed, in which they count as nothing.
 template <typename C>
-void softmax_row(float* scores, float scale, int64_t keys, int64_t begin, int64_t end, C* p) {
-  for (int64_t j = begin; j < end; ++j) scores[j] *= scale;
-  const float top = largest(scores + begin, end - begin);
-  for (int64_t j = begin; j < end; ++j) scores[j] = fast_exp(scores[j] - top);
-  const float sum = sum_of(scores + begin, end - begin);
+BITMILL_INLINE void softmax_row(float* scores, float scale, int64_t keys, int64_t begin, int64_t end, C* p) {
+  const int64_t whole = begin + (end - begin + kLanes - 1) / kLanes * kLanes, padded = whole < keys ? whole : keys;
+  for (int64_t j = end; j < padded; ++j) scores[j] = -INFINITY;
+  const float top = largest(scores + begin, padded - begin) * scale;
+  const float share = 1.0f / exponentials(scores + begin, padded - begin, scale, top);
   for (int64_t j = 0; j < begin; ++j) store_float(0.0f, p[j]);
-  for (int64_t j = begin; j < end; ++j) store_float(scores[j] / sum, p[j]);
+  for (int64_t j = begin; j < padded; ++j) store_float(scores[j] * share, p[j]);
   for (int64_t j = end; j < keys; ++j) store_float(0.0f, p[j]);
 }
+
+template <typename C>
+struct SoftmaxRows {
+  BITMILL_KERNEL void run(float* scores, Softmax s, C* p) {
+    for (int64_t r = 0; r < s.rows; ++r) {
+      const int64_t end = s.first_end + r, begin = s.window > 0 && end > s.window ? end - s.window : 0;
+      softmax_row(scores + r * s.keys, s.scale, s.keys, begin, end, p + r * s.keys);
+    }
+  }
+};
 
 // Heads [head, head + heads_per_item) of one sequence, one tile of query rows.
 struct Item {
@@ -120,19 +142,15 @@ void attend(const Cut& cut, const Item& item, const Packed<C>& packed, MatmulCon
                .transpose_b = true},
               packed.q + cut.query_offset(item.sequence, item.head, item.tile), packed.k + kv,
               nullptr, scores);
-  for (int64_t r = 0; r < m; ++r) {
-    const int64_t at = row + r % rows - key;  // position of the query among the keys
-    const int64_t begin =
-        s.sliding_window > 0 ? std::max<int64_t>(0, at - s.sliding_window + 1) : 0;
-    softmax_row(scores + r * keys, s.scale, keys, begin, at + 1, p + r * keys);
-  }
+  const Softmax softmax{s.scale, rows, keys, row - key + 1, s.sliding_window};
+  for (int64_t h = 0; h < cut.heads_per_item; ++h)
+    dispatch<SoftmaxRows<C>>(scores + h * rows * keys, softmax, p + h * rows * keys);
   context.run({.type = packed.type, .m = m, .n = d, .k = keys, .lda = keys, .ldb = d, .ldc = d}, p,
               packed.v + kv, nullptr, result);
   const int64_t width = s.heads * d;
-  for (int64_t r = 0; r < m; ++r) {
-    const int64_t token = item.sequence * s.length + row + r % rows;
-    pack_rows(result + r * d, d, 1, d, out + token * width + (item.head + r / rows) * d);
-  }
+  C* const first_out = out + (item.sequence * s.length + row) * width + item.head * d;
+  for (int64_t h = 0; h < cut.heads_per_item; ++h)
+    dispatch<PackRows<C>>(result + h * rows * d, d, rows, d, first_out + h * d, width);
 }
 
 template <typename C>
@@ -166,7 +184,7 @@ void CpuBackend::attention(TensorView q, TensorView k, TensorView v, const Atten
                            TensorView out) {
   const int64_t tokens = shape.sequences * shape.length, d = shape.head_dim;
   BITMILL_CHECK(q.dtype == DType::kF32 && k.dtype == DType::kF32 && v.dtype == DType::kF32);
-  BITMILL_CHECK(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && out.dtype == compute_);
+  BITMILL_CHECK(shape.scale > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && out.dtype == compute_);
   BITMILL_CHECK(q.elements() == tokens * shape.heads * d &&
                 k.elements() == tokens * shape.kv_heads * d);
   BITMILL_CHECK(v.elements() == k.elements() && out.elements() == q.elements());

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "backends/cpu/dispatch.h"
 #include "backends/cpu/matmul.h"
 #include "backends/cpu/vector_math.h"
 
@@ -50,16 +51,18 @@ std::string openblas_version() {
 constexpr int64_t kChunk = 1 << 16;
 
 template <typename In, typename Out>
-void convert_chunk(const In* in, Out* out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) store_float(load_float(in[i]), out[i]);
-}
+struct Convert {
+  BITMILL_KERNEL void run(const In* in, Out* __restrict out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) store_float(load_float(in[i]), out[i]);
+  }
+};
 
 template <typename In>
 void convert_chunk(const In* in, TensorView out) {
   if (out.dtype == DType::kF32)
-    convert_chunk(in, out.as<float>(), out.elements());
+    dispatch<Convert<In, float>>(in, out.as<float>(), out.elements());
   else
-    convert_chunk(in, out.as<BFloat16>(), out.elements());
+    dispatch<Convert<In, BFloat16>>(in, out.as<BFloat16>(), out.elements());
 }
 
 // Same type, or one of the rare pairs: left to core. The pairs of the forward pass are vectorised

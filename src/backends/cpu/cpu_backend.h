@@ -47,11 +47,15 @@ class CpuBackend final : public Backend {
   void hessian_update(TensorView x, TensorView h) override;
   void add_magnitudes(TensorView x, TensorView sums) override;
   void add(TensorView a, TensorView b) override;
+  void cross_update(TensorView a, TensorView b, TensorView m) override;
+  void difference(TensorView a, TensorView b, TensorView out) override;
   void hessian_diagonal(TensorView h, int64_t n, TensorView out) override;
   void hessian_gather(TensorView h, TensorView order, double factor, TensorView diagonal,
                       TensorView out) override;
 
   FactorState factorize(TensorView a) override;
+  void correct_weight(TensorView w, TensorView c, double c_factor, TensorView r, double r_factor,
+                      TensorView l, TensorView order, TensorView out) override;
   void feedback_variance(TensorView factor, TensorView variance) override;
   bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
                  const ColumnStatsView& columns, TensorView scales, TensorView zeros) override;

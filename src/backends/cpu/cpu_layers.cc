@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/dispatch.h"
 #include "backends/cpu/vector_math.h"
 
 namespace bitmill {
@@ -47,37 +48,50 @@ void with_out_type(TensorView x, Body body) {
 }
 
 template <typename In, typename Out>
-void norm_row(const In* x, const float* weight, float eps, int64_t n, Out* out) {
-  const float mean = sum_of_squares(x, n) / static_cast<float>(n);
-  const float factor = 1.0f / std::sqrt(mean + eps);
-  for (int64_t i = 0; i < n; ++i) store_float(load_float(x[i]) * factor * weight[i], out[i]);
-}
-
-void rope_head(float* x, const float* cosine, const float* sine, int64_t pairs) {
-  for (int64_t j = 0; j < pairs; ++j) {
-    const float first = x[j], second = x[j + pairs];
-    x[j] = first * cosine[j] - second * sine[j];
-    x[j + pairs] = second * cosine[j] + first * sine[j];
+struct NormRows {
+  BITMILL_KERNEL void run(const In* x, const float* weight, float eps, int64_t rows, int64_t n, Out* out) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const In* from = x + r * n;
+      const float mean = sum_of_squares(from, n) / static_cast<float>(n);
+      const float factor = 1.0f / std::sqrt(mean + eps);
+      for (int64_t i = 0; i < n; ++i) store_float(load_float(from[i]) * factor * weight[i], out[r * n + i]);
+    }
   }
-}
+};
+
+struct RopeHeads {  // all heads of one token
+  BITMILL_KERNEL void run(float* __restrict x, int64_t heads, int64_t head_dim, const float* __restrict cosine,
+                          const float* __restrict sine, int64_t pairs) {
+    for (int64_t h = 0; h < heads; ++h) {
+      float *low = x + h * head_dim, *high = low + pairs;
+      for (int64_t j = 0; j < pairs; ++j) {
+        const float first = low[j], second = high[j];
+        low[j] = first * cosine[j] - second * sine[j];
+        high[j] = second * cosine[j] + first * sine[j];
+      }
+    }
+  }
+};
 
 struct Silu {
-  static float of(float x) { return x / (1.0f + exp_clamped(-x)); }
+  BITMILL_KERNEL float of(float x) { return x / (1.0f + exp_clamped(-x)); }
 };
 struct GeluTanh {  // (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
-  static float of(float x) {
+  BITMILL_KERNEL float of(float x) {
     const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
     return x / (1.0f + exp_clamped(-2.0f * u));
   }
 };
 struct Relu {
-  static float of(float x) { return x < 0.0f ? 0.0f : x; }
+  BITMILL_KERNEL float of(float x) { return x < 0.0f ? 0.0f : x; }
 };
 
 template <typename Act, typename Out>
-void gate_range(const float* gate, const float* up, Out* out, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) store_float(Act::of(gate[i]) * up[i], out[i]);
-}
+struct Gate {
+  BITMILL_KERNEL void run(const float* gate, const float* up, Out* out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) store_float(Act::of(gate[i]) * up[i], out[i]);
+  }
+};
 
 // log of the sum of e^logit; terms in fp32, their sum in double by lanes.
 double log_sum_exp(const float* logits, int64_t n) {
@@ -87,7 +101,7 @@ double log_sum_exp(const float* logits, int64_t n) {
   for (; i + kLanes <= n; i += kLanes)
     for (int64_t l = 0; l < kLanes; ++l) lanes[l] += fast_exp(logits[i + l] - top);
   for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += fast_exp(logits[i] - top);
-  return top + std::log(fold_lanes(lanes, [](double a, double b) { return a + b; }));
+  return top + std::log(fold_lanes(lanes, Sum<double>{}));
 }
 }  // namespace
 
@@ -113,8 +127,9 @@ void CpuBackend::rms_norm(TensorView x, TensorView weight, float eps, TensorView
   with_float_type(x, [&](auto* from) {
     with_out_type(out, [&](auto* to) {
       for_rows(pool_, tokens, n, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t)
-          norm_row(from + t * n, weight.as<float>(), eps, n, to + t * n);
+        using In = std::decay_t<decltype(*from)>;
+        using Out = std::decay_t<decltype(*to)>;
+        dispatch<NormRows<In, Out>>(from + begin * n, weight.as<float>(), eps, end - begin, n, to + begin * n);
       });
     });
   });
@@ -129,8 +144,7 @@ void CpuBackend::rope(TensorView x, int64_t heads, int64_t head_dim, TensorView 
   for_rows(pool_, tokens, width, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* cosine = table.as<float>() + t % length * 2 * pairs;
-      for (int64_t h = 0; h < heads; ++h)
-        rope_head(x.as<float>() + t * width + h * head_dim, cosine, cosine + pairs, pairs);
+      dispatch<RopeHeads>(x.as<float>() + t * width, heads, head_dim, cosine, cosine + pairs, pairs);
     }
   });
 }
@@ -143,13 +157,14 @@ void CpuBackend::gated_activation(TensorView gate, TensorView up, Activation act
   const float *g = gate.as<float>(), *u = up.as<float>();
   with_out_type(out, [&](auto* to) {
     for_rows(pool_, n, 1, [&](int64_t begin, int64_t end) {
+      using Out = std::decay_t<decltype(*to)>;
       switch (activation) {
         case Activation::kSilu:
-          return gate_range<Silu>(g, u, to, begin, end);
+          return dispatch<Gate<Silu, Out>>(g + begin, u + begin, to + begin, end - begin);
         case Activation::kGeluTanh:
-          return gate_range<GeluTanh>(g, u, to, begin, end);
+          return dispatch<Gate<GeluTanh, Out>>(g + begin, u + begin, to + begin, end - begin);
         case Activation::kRelu:
-          return gate_range<Relu>(g, u, to, begin, end);
+          return dispatch<Gate<Relu, Out>>(g + begin, u + begin, to + begin, end - begin);
       }
     });
   });

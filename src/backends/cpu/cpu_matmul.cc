@@ -156,16 +156,16 @@ class CpuWeight final : public PreparedWeight {
   bool packed_;
 };
 
-// Tile of `linear`: 256 tokens by up to 1024 outputs. The tile's operands and result stay in a 2 MB
-// L2 cache for rows up to 1024 inputs, and the 2048 tokens of a micro-batch give work to 8 threads
-// even at 1024 outputs.
+// Tile of `linear`: 256 tokens by up to 1024 outputs, 512 where rows are long. The tile's operands and result stay in a
+// 2 MB L2 cache, and the 2048 tokens of a micro-batch give work to 8 threads even at 1024 outputs.
 constexpr int64_t kLinearRows = 256;
-constexpr int64_t kLinearCols = 1024;
+constexpr int64_t kLinearCols = 1024, kLongRow = 512;
 
 // Width of a column tile: outputs in equal tiles, rounded to the 64 columns of oneDNN's inner
 // block.
-int64_t linear_tile_cols(int64_t out) {
-  const int64_t tiles = (out + kLinearCols - 1) / kLinearCols;
+int64_t linear_tile_cols(const CpuWeight& weight) {
+  const int64_t out = weight.out(), limit = weight.packed() && weight.in() > kLongRow ? kLinearCols / 2 : kLinearCols;
+  const int64_t tiles = (out + limit - 1) / limit;
   return round_up((out + tiles - 1) / tiles, 64);
 }
 
@@ -247,7 +247,7 @@ void CpuBackend::linear(TensorView x, const PreparedWeight& weight, TensorView b
   BITMILL_CHECK(out.rows() == tokens && out.cols() == outputs);
   BITMILL_CHECK(bias.data == nullptr || (bias.dtype == DType::kF32 && bias.elements() == outputs));
   BITMILL_CHECK(residual.data == nullptr || residual.elements() == out.elements());
-  const int64_t width = linear_tile_cols(outputs), tiles = (outputs + width - 1) / width;
+  const int64_t width = linear_tile_cols(w), tiles = (outputs + width - 1) / width;
   const int64_t row_tiles = (tokens + kLinearRows - 1) / kLinearRows;
   pool_.parallel_for(row_tiles * tiles, [&](int64_t item, int thread) {
     const int64_t row = item / tiles * kLinearRows, col = item % tiles * width;

@@ -15,24 +15,27 @@
 #include "core/dtype.h"
 #include "core/error.h"
 
+// Inlined without exception, so that a kernel's wide copy (dispatch.h) holds wide code.
+#define BITMILL_INLINE __attribute__((always_inline)) inline
+
 namespace bitmill {
 
 constexpr int64_t kLanes = 16;  // two AVX2 registers of fp32
 
-inline float load_float(float value) {
+BITMILL_INLINE float load_float(float value) {
   return value;
 }
-inline float load_float(BFloat16 value) {
+BITMILL_INLINE float load_float(BFloat16 value) {
   return to_float(value);
 }
-inline float load_float(Float16 value) {
+BITMILL_INLINE float load_float(Float16 value) {
   return _cvtsh_ss(value.bits);
 }
 
-inline void store_float(float value, float& out) {
+BITMILL_INLINE void store_float(float value, float& out) {
   out = value;
 }
-inline void store_float(float value, BFloat16& out) {
+BITMILL_INLINE void store_float(float value, BFloat16& out) {
   out = to_bf16(value);
 }
 
@@ -41,7 +44,7 @@ inline void store_float(float value, BFloat16& out) {
 // hundred times slower). NaN gives some finite value. x = n ln 2 + r with |r| <= ln 2 / 2; e^r by a
 // polynomial; 2^n is added to the exponent bits. The clamps compare bits as integers (magnitudes
 // order like integers), because a compiler splits floating-point clamps into branches.
-inline float exp_clamped(float x) {
+BITMILL_INLINE float exp_clamped(float x) {
   constexpr int32_t kHighest = std::bit_cast<int32_t>(80.0f);
   constexpr uint32_t kLowest = std::bit_cast<uint32_t>(-80.0f);
   const int32_t below = std::min(std::bit_cast<int32_t>(x), kHighest);
@@ -63,14 +66,22 @@ inline float exp_clamped(float x) {
 }
 
 // The same, and NaN stays NaN.
-inline float fast_exp(float x) {
+BITMILL_INLINE float fast_exp(float x) {
   const float result = exp_clamped(x);
   return x == x ? result : x;
 }
 
+template <typename T>
+struct Sum {
+  BITMILL_INLINE T operator()(T a, T b) const { return a + b; }
+};
+struct Larger {
+  BITMILL_INLINE float operator()(float a, float b) const { return b > a ? b : a; }
+};
+
 // Folds partial results pairwise: lane l with lane l + 8, then 4, 2, 1.
 template <typename T, typename Combine>
-inline T fold_lanes(T* lanes, Combine combine) {
+BITMILL_INLINE T fold_lanes(T* lanes, Combine combine) {
   for (int64_t half = kLanes / 2; half > 0; half /= 2)
     for (int64_t l = 0; l < half; ++l) lanes[l] = combine(lanes[l], lanes[l + half]);
   return lanes[0];
@@ -78,7 +89,7 @@ inline T fold_lanes(T* lanes, Combine combine) {
 
 // sum of x[i]^2 in fp32.
 template <typename T>
-inline float sum_of_squares(const T* x, int64_t n) {
+BITMILL_INLINE float sum_of_squares(const T* x, int64_t n) {
   float lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
@@ -87,28 +98,38 @@ inline float sum_of_squares(const T* x, int64_t n) {
       lanes[l] += value * value;
     }
   for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += load_float(x[i]) * load_float(x[i]);
-  return fold_lanes(lanes, [](float a, float b) { return a + b; });
+  return fold_lanes(lanes, Sum<float>{});
 }
 
-// sum of x[i] in fp32.
-inline float sum_of(const float* x, int64_t n) {
+// x[i] = e^(scale x[i] - top); returns their sum.
+BITMILL_INLINE float exponentials(float* x, int64_t n, float scale, float top) {
   float lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += x[i + l];
-  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += x[i];
-  return fold_lanes(lanes, [](float a, float b) { return a + b; });
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const float e = fast_exp(x[i + l] * scale - top);
+      x[i + l] = e;
+      lanes[l] += e;
+    }
+  for (int64_t l = 0; i < n; ++i, ++l) lanes[l] += x[i] = fast_exp(x[i] * scale - top);
+  return fold_lanes(lanes, Sum<float>{});
 }
 
-// Largest of n >= 1 values; NaNs are passed over.
-inline float largest(const float* x, int64_t n) {
+// Largest of n >= 1 values; NaNs are passed over. Spelled with vector types: compilers leave this loop scalar.
+BITMILL_INLINE float largest(const float* x, int64_t n) {
+  typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
   float lanes[kLanes];
   for (int64_t l = 0; l < kLanes; ++l) lanes[l] = -INFINITY;
+  Vector top, values;
+  __builtin_memcpy(&top, lanes, sizeof top);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] = x[i + l] > lanes[l] ? x[i + l] : lanes[l];
+  for (; i + kLanes <= n; i += kLanes) {
+    __builtin_memcpy(&values, x + i, sizeof values);
+    top = values > top ? values : top;
+  }
+  __builtin_memcpy(lanes, &top, sizeof top);
   for (int64_t l = 0; i < n; ++i, ++l) lanes[l] = x[i] > lanes[l] ? x[i] : lanes[l];
-  return fold_lanes(lanes, [](float a, float b) { return b > a ? b : a; });
+  return fold_lanes(lanes, Larger{});
 }
 
 }  // namespace bitmill
