@@ -95,7 +95,7 @@ namespace {
 
 // ---- values of single keys ----
 
-bool is_thread_count(const std::string&, const std::string& value) {
+bool is_auto_or_count(const std::string&, const std::string& value) {
   const auto threads = parse_number<int>(value);
   return value == "auto" || (threads && *threads >= 1);
 }
@@ -219,10 +219,11 @@ void add_model_wide_rows(Rows& rows) {
   rows.push_back({"quantize.rule", rules(), "-", kNumeric, kConfig,
                   "other settings for modules whose whole name matches; may be repeated", true});
   rows.push_back({"propagation.mode",
-                  choice(at(&Options::propagation, &Options::Propagation::mode), {"quantized"},
-                         {{"full", "propagation of the float model"}}),
+                  choice(at(&Options::propagation, &Options::Propagation::mode),
+                         {"quantized", "full"}),
                   "-", kNumeric, kConfig,
-                  "quantized: the inputs of a block come from the quantized blocks before it"});
+                  "quantized: the inputs of a block come from the quantized blocks before it; full: "
+                  "from the float model, so that all stages work at the same time"});
 }
 
 void add_awq_rows(Rows& rows) {
@@ -258,11 +259,9 @@ void add_machine_rows(Rows& rows) {
   rows.push_back({"run.transport", choice(at(run, &Run::transport), {"auto", "mpi", "nccl"}), "-",
                   kPlain, kConfig, "how tensors travel between ranks"});
   rows.push_back({"run.stage_width",
-                  checked(at(run, &Run::stage_width), "auto or 1",
-                          [](const std::string&, const std::string& value) {
-                            return value == "auto" || value == "1";
-                          }),
-                  "ranks", kPlain, kConfig, "ranks that share the blocks of one stage"});
+                  checked(at(run, &Run::stage_width), "auto or an integer >= 1", is_auto_or_count),
+                  "ranks", kPlain, kConfig,
+                  "ranks that share the blocks of one stage; auto: what the plan finds fastest"});
   rows.push_back({"run.microbatch_tokens", count(at(run, &Run::microbatch_tokens), 1), "tokens",
                   kNumeric, kConfig, "tokens computed together, at least one sample"});
   rows.push_back(
@@ -272,7 +271,7 @@ void add_machine_rows(Rows& rows) {
        "-", kNumeric, kConfig,
        "type of matmul inputs; auto: bfloat16 where model and hardware have it"});
   rows.push_back({"run.threads",
-                  checked(at(run, &Run::threads), "auto or an integer >= 1", is_thread_count),
+                  checked(at(run, &Run::threads), "auto or an integer >= 1", is_auto_or_count),
                   "threads", kPlain, kConfig, "per rank; auto: the CPUs it may use"});
   rows.push_back(
       {"run.device_memory",

@@ -19,10 +19,6 @@ int64_t total(const MemoryBytes& bytes) { return std::accumulate(bytes.begin(), 
 
 int64_t packed_bytes(const PackedSpec& spec) { return spec.shape.elements() * dtype_bits(spec.dtype) / 8; }
 
-int Plan::active_ranks() const {
-  return static_cast<int>(std::count_if(ranks.begin(), ranks.end(), [](const RankPlan& r) { return r.blocks.count() > 0; }));
-}
-
 namespace {
 
 // What a file shows of the order: groups are scattered only where columns are solved one after the other, and only if
@@ -122,6 +118,7 @@ double block_cost(const BlockSpec& block, const PlanJob& job) {
   return flop + 100 * bytes;
 }
 
+// `rank`: the first of the stage that holds the tensors.
 void add_shards(Plan& plan, const std::string& key, int rank, std::vector<PackedSpec> tensors, int64_t limit) {
   std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   const auto cuts = cut_shards(tensors, limit);
@@ -161,15 +158,15 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
                  const Dtypes& dtypes) {
   const int64_t limit = options.output.shard_size;
   int64_t quantized_bytes = 0;
-  int last = 0;
-  for (const RankPlan& rank : plan.ranks)
-    if (rank.last) last = rank.rank;
+  const int last = (plan.stages - 1) * plan.width;
   const auto whole = [&](const TensorSpec& t) { return std::vector<PackedSpec>{{t.name, dtypes(t.name), t.shape}}; };
   add_shards(plan, "embedding", 0, whole(spec.embedding), limit);
-  for (const RankPlan& rank : plan.ranks)
+  for (int stage = 0; stage < plan.stages; ++stage) {
+    const RankPlan& rank = plan.ranks[stage * plan.width];
     for (int64_t b = rank.blocks.first; b < rank.blocks.end; ++b)
       add_shards(plan, fmt::format("block-{:05}", b), rank.rank,
                  block_tensors(spec.blocks[b], options, spec, format, dtypes, plan, quantized_bytes), limit);
+  }
   add_shards(plan, "norm", last, whole(spec.final_norm), limit);
   if (head_to_quantize(options, spec))
     add_shards(
@@ -179,6 +176,9 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
   else if (!spec.tied)
     add_shards(plan, "head", last, whole(spec.head), limit);
   if (!plan.job.other.empty()) add_shards(plan, "other", last, plan.job.other, limit);
+  // The ranks of a stage write its shards in turn, several at once.
+  std::vector<int> turns(static_cast<size_t>(plan.stages));
+  for (ShardPlan& shard : plan.shards) shard.rank += turns[shard.rank / plan.width]++ % plan.width;
   if (plan.quantized_weights > 0)
     plan.bits_per_weight = 8.0 * static_cast<double>(quantized_bytes) / static_cast<double>(plan.quantized_weights);
   plan.joined = plan.output_bytes < limit;
@@ -188,6 +188,28 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
                                      : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, count));
 }
 
+// run.stage_width on this machine. Error(kUsage) for more than there are ranks.
+int stage_width(const RunOptions& options, const PlanMachine& machine) {
+  if (options.run.stage_width == "auto") return 1;
+  const int width = std::stoi(options.run.stage_width);
+  if (width > machine.ranks)
+    fail(ExitCode::kUsage, "run.stage_width={}: expected at most the {} rank{} of this job", width,
+         machine.ranks, machine.ranks == 1 ? "" : "s");
+  return width;
+}
+
+void note_idle_ranks(Plan& plan, const ModelSpec& spec) {
+  const int idle = plan.machine.ranks - plan.active_ranks();
+  if (idle == 0) return;
+  const bool few_blocks = plan.machine.ranks / plan.width > plan.stages;
+  plan.notes.push_back(fmt::format(
+      "{} of {} ranks stay idle (ranks {}-{}): {}", idle, plan.machine.ranks, plan.active_ranks(),
+      plan.machine.ranks - 1,
+      few_blocks ? fmt::format("the model has {} blocks", spec.blocks.size())
+                 : fmt::format("{} is no multiple of run.stage_width={}", plan.machine.ranks,
+                               plan.width)));
+}
+
 void assign_blocks(Plan& plan, const RunOptions& options, const ModelSpec& spec) {
   std::vector<double> costs;
   for (const BlockSpec& block : spec.blocks) costs.push_back(block_cost(block, plan.job));
@@ -195,25 +217,27 @@ void assign_blocks(Plan& plan, const RunOptions& options, const ModelSpec& spec)
   const double copied = spec.tied ? 0 : 200.0 * static_cast<double>(spec.head.shape.elements());
   const double head =
       head_to_quantize(options, spec) ? block_cost(head_block(spec), plan.job) : copied;
-  const auto ranges = partition_blocks(costs, plan.machine.ranks, embedding, head);
+  plan.width = stage_width(options, plan.machine);
+  const auto ranges = partition_blocks(costs, plan.machine.ranks / plan.width, embedding, head);
+  plan.stages = static_cast<int>(ranges.size());
   const double all = std::accumulate(costs.begin(), costs.end(), embedding + head);
   for (int rank = 0; rank < plan.machine.ranks; ++rank) {
     RankPlan r;
     r.rank = rank;
     r.node = rank / std::max(1, plan.machine.ranks_per_node);
-    if (rank < static_cast<int>(ranges.size())) {
-      r.blocks = ranges[rank];
-      r.embeds = rank == 0;
-      r.last = rank + 1 == static_cast<int>(ranges.size());
+    r.stage = rank / plan.width;
+    r.member = rank % plan.width;
+    if (r.stage < plan.stages) {
+      r.blocks = ranges[r.stage];
+      r.embeds = r.stage == 0;
+      r.last = r.stage + 1 == plan.stages;
       r.cost = std::accumulate(costs.begin() + r.blocks.first, costs.begin() + r.blocks.end,
-                               (r.embeds ? embedding : 0) + (r.last ? head : 0)) / all;
+                               (r.embeds ? embedding : 0) + (r.last ? head : 0)) /
+               all / plan.width;
     }
     plan.ranks.push_back(r);
   }
-  const int idle = plan.machine.ranks - static_cast<int>(ranges.size());
-  if (idle > 0)
-    plan.notes.push_back(fmt::format("{} of {} ranks stay idle (ranks {}-{}): the model has {} blocks", idle,
-                                     plan.machine.ranks, ranges.size(), plan.machine.ranks - 1, spec.blocks.size()));
+  note_idle_ranks(plan, spec);
 }
 
 void refuse_if_too_large(const Plan& plan) {

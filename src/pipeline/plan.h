@@ -39,11 +39,13 @@ std::string_view memory_kind_name(MemoryKind kind);
 using MemoryBytes = std::array<int64_t, kMemoryKinds>;
 int64_t total(const MemoryBytes& bytes);
 
+// Ranks sD .. sD+D-1 are stage s of width D: they own the same blocks and share the work on each.
 struct RankPlan {
   int rank = 0, node = 0;
-  BlockRange blocks;
-  bool embeds = false;  // first stage
-  bool last = false;    // writes final norm and head
+  int stage = 0, member = 0;  // rank = stage * width + member; idle ranks have no stage
+  BlockRange blocks;          // of the stage; empty for an idle rank
+  bool embeds = false;        // first stage
+  bool last = false;          // last stage: final norm and head
   double cost = 0;      // share of the whole work, 0..1
   MemoryBytes peak{};   // by kind, at the moment of the largest sum
   std::string peak_at;  // "block 3, solve gate_up"
@@ -60,6 +62,7 @@ struct ShardPlan {
 struct Plan {
   PlanMachine machine;
   PlanJob job;
+  int stages = 1, width = 1;       // stages * width ranks work
   std::vector<RankPlan> ranks;     // one per rank, idle ones too
   std::vector<ShardPlan> shards;   // in final order
   std::vector<std::string> files;  // names of the finished checkpoint's tensor files
@@ -72,7 +75,7 @@ struct Plan {
   std::vector<LoadWarning> load_warnings;
   std::vector<std::string> notes;  // idle ranks and the like
 
-  int active_ranks() const;
+  int active_ranks() const { return stages * width; }
 };
 
 // Throws kUsage for settings that cannot be stored (format.check on every linear), kDoesNotFit naming rank, kind and the
