@@ -214,9 +214,10 @@ class Backend {
   // out [out, in] (F32 or C) = scale * (code - zero) in fp32 (or as the kind has it), then rounded
   // to out's type. The one dequantization.
   virtual void dequantize(const QuantizedLinear& linear, TensorView out) = 0;
-  // sum_{rows} e H e^T for e = w - w_hat, H = factor * packed h (undamped); w, w_hat [rows, n] F32/F64. In double.
-  // An empty w_hat stands for zeros: the signal tr(w H w^T), whose products may be fp32.
-  virtual double layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) = 0;
+  // errors[r] = e_r H e_r^T for e = w - w_hat, H = factor * packed h (undamped); w, w_hat [rows, n] F32/F64, errors F64
+  // [rows] in host memory. In double. An empty w_hat stands for zeros: the signal w_r H w_r^T, whose products may be fp32.
+  // Tiles of 256 rows.
+  virtual void layer_errors(TensorView w, TensorView w_hat, TensorView h, double factor, TensorView errors) = 0;
 
   // First non-finite element of a float tensor, or -1.
   virtual int64_t first_non_finite(TensorView x) = 0;

@@ -1,6 +1,9 @@
 // Hessian accumulation: hand values, and the fixed tree over lanes.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <random>
+
 #include "algorithms/problem_data.h"
 
 namespace bitmill {
@@ -89,6 +92,38 @@ TEST_F(HessianTest, LivePartialSumsStayLogarithmic) {
   for (int lane = 0; lane < 64; ++lane) {
     accumulator.add(x, 1, lane);
     EXPECT_LE(HostAllocator::instance().current_bytes() - before, 7 * bytes) << "lane " << lane;
+  }
+}
+
+// Whoever holds which lanes, and whichever lanes have samples: the sum has the same bits.
+TEST_F(HessianTest, HoldersOfLaneRangesFoldToTheSameBits) {
+  std::mt19937_64 random(11);
+  for (int round = 0; round < 300; ++round) {
+    const int lanes = 1 + static_cast<int>(random() % 40),
+              holders = 1 + static_cast<int>(random() % 6);
+    LaneSum alone({1}, DType::kF32, *backend_);
+    std::vector<LanePart> parts;
+    size_t most = 0;
+    for (int holder = 0; holder < holders; ++holder) {
+      const LaneRange range{holder * lanes / holders, (holder + 1) * lanes / holders};
+      LaneSum mine({1}, DType::kF32, *backend_, range);
+      for (int lane = range.first; lane < range.end; ++lane) {
+        if (random() % 3 == 0) continue;
+        const float value = std::ldexp(1.0f + static_cast<float>(random() % 1000) / 1000,
+                                       static_cast<int>(random() % 30));
+        alone.open(lane).as<float>()[0] += value;
+        mine.open(lane).as<float>()[0] += value;
+      }
+      std::vector<LanePart> taken = mine.take_parts();
+      most = std::max(most, taken.size());
+      for (LanePart& part : taken) parts.push_back(std::move(part));
+    }
+    EXPECT_LE(most, 12u);  // two subtrees per level at most, not one per lane
+    const Tensor whole = alone.finish(), folded = fold_parts(std::move(parts), *backend_);
+    ASSERT_EQ(whole.empty(), folded.empty());
+    if (!whole.empty()) {
+      ASSERT_EQ(whole.as<float>()[0], folded.as<float>()[0]) << "round " << round;
+    }
   }
 }
 

@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <limits>
+#include <map>
+#include <numeric>
 #include <random>
 
 #include "pipeline/forward.h"
@@ -214,7 +215,9 @@ TEST_F(StageTest, HeadIsQuantizedFromTheFinalNormsOutput) {
     Tensor h = Tensor::zeros(DType::kF32, {hessian_elements(128)});
     backend->hessian_update(normed, h);
     const Tensor weight = source_.read_weight(source_.spec().head_linear(), DType::kF32, *backend);
-    const double signal = backend->layer_error(weight, TensorView(), h, 2.0 / 12);
+    Tensor rows(DType::kF64, {weight.rows()});
+    backend->layer_errors(weight, TensorView(), h, 2.0 / 12, rows);
+    const double signal = std::accumulate(rows.as<double>(), rows.as<double>() + weight.rows(), 0.0);
     EXPECT_NEAR(head.records[0].error / head.records[0].relative_error / signal, 1, 1e-5);
   }
 }

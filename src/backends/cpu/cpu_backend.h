@@ -68,7 +68,8 @@ class CpuBackend final : public Backend {
   void sweep(TensorView factor, TensorView order, int64_t block_size,
              std::span<const SweepItem> items) override;
   void dequantize(const QuantizedLinear& linear, TensorView out) override;
-  double layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) override;
+  void layer_errors(TensorView w, TensorView w_hat, TensorView h, double factor,
+                    TensorView errors) override;
   int64_t first_non_finite(TensorView x) override;
 
  private:

@@ -128,18 +128,12 @@ std::vector<U> difference(TensorView w, TensorView w_hat, int64_t first, int64_t
   return e;
 }
 
+// out[r] = factor * e_r H e_r^T of rows [first, last), products in U.
 template <typename T, typename U>
-double quadratic_sum(TensorView w, TensorView w_hat, TensorView h, ThreadPool& pool) {
-  const int64_t rows = w.rows(), tiles = (rows + kErrorRows - 1) / kErrorRows;
-  std::vector<double> sums(static_cast<size_t>(tiles));
-  const QuadraticForm<U> form(w.cols(), h);
-  pool.parallel_for(tiles, [&](int64_t item, int) {
-    const int64_t first = item * kErrorRows, last = std::min(rows, first + kErrorRows);
-    sums[item] = form.of(difference<T, U>(w, w_hat, first, last).data(), last - first);
-  });
-  double total = 0;
-  for (double sum : sums) total += sum;
-  return total;
+void quadratic_rows(TensorView w, TensorView w_hat, TensorView h, double factor, int64_t first,
+                    int64_t last, double* out) {
+  QuadraticForm<U>(w.cols(), h).of(difference<T, U>(w, w_hat, first, last).data(), last - first, out);
+  for (int64_t r = 0; r < last - first; ++r) out[r] *= factor;
 }
 
 }  // namespace
@@ -187,18 +181,26 @@ void CpuBackend::dequantize(const QuantizedLinear& linear, TensorView out) {
   }
 }
 
-double CpuBackend::layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) {
+void CpuBackend::layer_errors(TensorView w, TensorView w_hat, TensorView h, double factor,
+                              TensorView errors) {
   BITMILL_CHECK(!w_hat.data || (w.dtype == w_hat.dtype && w.shape == w_hat.shape));
   BITMILL_CHECK(h.elements() == hessian_elements(w.cols()) &&
                 (h.dtype == DType::kF32 || h.dtype == w.dtype));
-  if (w.dtype == DType::kF64) return factor * quadratic_sum<double, double>(w, w_hat, h, pool_);
-  // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small
-  // eigenvalues.
-  if (!w_hat.data) {
-    const double signal = factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
-    if (std::isfinite(signal)) return signal;  // else a product is beyond fp32
-  }
-  return factor * quadratic_sum<float, double>(w, w_hat, h, pool_);
+  BITMILL_CHECK(errors.dtype == DType::kF64 && errors.elements() == w.rows());
+  const int64_t rows = w.rows(), tiles = (rows + kErrorRows - 1) / kErrorRows;
+  pool_.parallel_for(tiles, [&](int64_t item, int) {
+    const int64_t first = item * kErrorRows, last = std::min(rows, first + kErrorRows);
+    double* const out = errors.as<double>() + first;
+    if (w.dtype == DType::kF64)
+      return quadratic_rows<double, double>(w, w_hat, h, factor, first, last, out);
+    // The signal w H w^T cancels nothing, so fp32 products do, unless one is beyond fp32; an error
+    // may lie along H's small eigenvalues.
+    if (!w_hat.data) {
+      quadratic_rows<float, float>(w, w_hat, h, factor, first, last, out);
+      if (std::all_of(out, out + (last - first), [](double x) { return std::isfinite(x); })) return;
+    }
+    quadratic_rows<float, double>(w, w_hat, h, factor, first, last, out);
+  });
 }
 
 }  // namespace bitmill
