@@ -5,8 +5,10 @@
 // outside the two functions below is compiled for the baseline. Private to backends/cpu.
 #pragma once
 
-#define BITMILL_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"), noinline))
+#define BITMILL_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"), noinline, flatten))
 #define BITMILL_KERNEL __attribute__((always_inline)) static inline
+// Inlined without exception, so that a kernel's wide copy holds wide code.
+#define BITMILL_INLINE __attribute__((always_inline)) inline
 
 namespace bitmill {
 
