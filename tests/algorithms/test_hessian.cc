@@ -1,6 +1,8 @@
 // Hessian accumulation: hand values, and the fixed tree over lanes.
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "algorithms/problem_data.h"
 
 namespace bitmill {
@@ -89,6 +91,25 @@ TEST_F(HessianTest, LivePartialSumsStayLogarithmic) {
   for (int lane = 0; lane < 64; ++lane) {
     accumulator.add(x, 1, lane);
     EXPECT_LE(HostAllocator::instance().current_bytes() - before, 7 * bytes) << "lane " << lane;
+  }
+}
+
+TEST_F(HessianTest, SaysWhenTheNewestLaneIsNotFinite) {
+  const int64_t n = 200;
+  Tensor x = testing::to_type(random_inputs(3, n, 4), DType::kF32);
+  HessianAccumulator accumulator(n, DType::kF32, *backend_);
+  EXPECT_TRUE(accumulator.finite()) << "nothing was added";
+  accumulator.add(x, 1, 0);
+  EXPECT_TRUE(accumulator.finite());
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    HessianAccumulator other(n, DType::kF32, *backend_);
+    other.add(x, 1, 0);
+    x.as<float>()[2 * n + 150] = bad;
+    other.add(x, 1, 1);
+    EXPECT_FALSE(other.finite()) << bad;
+    x.as<float>()[2 * n + 150] = 0;
+    other.add(x, 1, 2);
+    EXPECT_TRUE(other.finite()) << "another lane";
   }
 }
 
