@@ -12,11 +12,9 @@
 #include <cmath>
 #include <cstdint>
 
+#include "backends/cpu/dispatch.h"
 #include "core/dtype.h"
 #include "core/error.h"
-
-// Inlined without exception, so that a kernel's wide copy (dispatch.h) holds wide code.
-#define BITMILL_INLINE __attribute__((always_inline)) inline
 
 namespace bitmill {
 
