@@ -184,12 +184,12 @@ class Backend {
   virtual void feedback_variance(TensorView factor, TensorView variance) = 0;
 
   // The weight that serves the float model best on inputs that are not the float model's (gptaq, docs/algorithms.md):
-  //   out = w + factor * (w C + R) H^-1
+  //   out = w + (c_factor w C + r_factor R) H^-1
   // with H = L L^T the factorized Hessian whose position p is original column order[p], C the mismatch [n, n] of inputs,
   // R [rows, n] that of the residual stream (may be empty). w, out [rows, n], C, R and L of one type, F32/F64; out may not
   // alias w. Tiles of 256 rows.
-  virtual void correct_weight(TensorView w, TensorView c, TensorView r, double factor, TensorView l, TensorView order,
-                              TensorView out) = 0;
+  virtual void correct_weight(TensorView w, TensorView c, double c_factor, TensorView r, double r_factor, TensorView l,
+                              TensorView order, TensorView out) = 0;
 
   // Grids of weight [rows, cols] F32/F64: one per row and group of `group_size` consecutive columns (-1: whole row; the
   // last group may be shorter). scales, zeros out: same type as weight, [rows, groups]. core/grid.h has the arithmetic.

@@ -98,14 +98,15 @@ inline Grid<T> grid_from_range(T xmin, T xmax, const GridOptions& options) {
   Grid<T> grid;
   grid.scale = stored_scale((xmax - xmin) / maxq, options.scale_dtype);
   grid.zero = options.symmetric ? T(1 << (options.bits - 1))
-                                : std::min(std::max(std::rint(-xmin / grid.scale), T(0)), maxq);
+                                : std::min(std::max(T(0), std::rint(-xmin / grid.scale)), maxq);
   return grid;
 }
 
-// Code of one weight.
+// Code of one weight, always in 0..maxq: std::max gives its first argument for a NaN, which overflow
+// can make.
 template <typename T>
 inline T to_code(T w, Grid<T> grid, T maxq) {
-  return std::min(std::max(std::rint(w / grid.scale) + grid.zero, T(0)), maxq);
+  return std::min(std::max(T(0), std::rint(w / grid.scale) + grid.zero), maxq);
 }
 
 // Value of a code.
@@ -151,7 +152,7 @@ inline Grid<T> awq_grid_from_range(T xmin, T xmax, const GridOptions& options) {
   }
   Grid<T> grid;
   grid.scale = stored_scale(std::max(xmax - xmin, floor) / maxq, options.scale_dtype);
-  grid.zero = std::min(std::max(-std::rint(xmin / grid.scale), T(0)), maxq);
+  grid.zero = std::min(std::max(T(0), -std::rint(xmin / grid.scale)), maxq);
   return grid;
 }
 

@@ -94,14 +94,14 @@ const char* spelled(const Json& config, const char* key, const char* older) {
 
 void AwqFormat::check(const LinearSpec& linear, const QuantizeSettings& settings) const {
   if (settings.skip) return;
-  check_words(linear, settings.bits);
-  check_group_size(name(), linear, settings.group_size);
-  check_no_scatter(name(), linear, settings);
   if (parse_module(linear.module).block < 0)
     fail(ExitCode::kUsage,
          "output.format=awq: loaders keep {} in float; leave quantize.lm_head=false, or use "
-         "output.format=gptq",
+         "output.format=gptq, gptq_v2 or compressed-tensors",
          linear.module);
+  check_words(linear, settings.bits);
+  check_group_size(name(), linear, settings.group_size);
+  check_no_scatter(name(), linear, settings);
 }
 
 void AwqFormat::check_model(const std::vector<ModuleChoice>& modules) const {

@@ -56,6 +56,15 @@ const Json* weights_of(const Json& config, const std::string& module) {
   return chosen;
 }
 
+// A source's bias may have another type than config.json says of the model; loaders read all floats
+// of a model as one type.
+Tensor stored_bias(const LinearSpec& linear, TensorView bias, DType dtype) {
+  if (dtype == DType::kF16) return as_f16(bias, linear.bias_name(), false);
+  Tensor stored(dtype, bias.shape);
+  convert(bias, stored);
+  return stored;
+}
+
 // The keys that a group's weights object may have: the library refuses others.
 constexpr const char* kWeightKeys[] = {
     "num_bits", "type",     "symmetric", "strategy",        "group_size",  "block_structure",
@@ -132,7 +141,8 @@ std::vector<NamedTensor> CompressedTensorsFormat::pack(const LinearSpec& linear,
     pack_rows_transposed(by_group.as<uint8_t>(), groups, out, bits, zero_point.as<int32_t>());
     tensors.push_back({linear.module + ".weight_zero_point", std::move(zero_point)});
   }
-  if (bias.data != nullptr) tensors.push_back({linear.bias_name(), clone(bias)});
+  if (bias.data != nullptr)
+    tensors.push_back({linear.bias_name(), stored_bias(linear, bias, quantized.scales.dtype())});
   return tensors;
 }
 

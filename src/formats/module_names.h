@@ -40,7 +40,7 @@ std::vector<InnerName> by_inner_name(const std::vector<ModuleChoice>& modules);
 // something.
 std::string regex_escape(const std::string& text);
 
-// "4-bit, group_size=128, symmetric" or "float": for messages.
+// "4 bits, group_size=128, symmetric=true" or "float": for messages.
 std::string scheme_text(const ModuleChoice& choice);
 
 // Throws Error(kUsage), naming both modules, when linears that engines fuse have different schemes.

@@ -63,14 +63,15 @@ BlockSpec describe_block(const ModelSpec& spec, const DecoderTraits& traits, int
   BlockSpec block;
   block.index = index;
   block.linears = {
-      {attention + "q_proj", q, spec.hidden, traits.qkv_bias, false},
-      {attention + "k_proj", kv, spec.hidden, traits.qkv_bias, false},
+      {attention + "q_proj", q, spec.hidden, traits.qkv_bias},
+      {attention + "k_proj", kv, spec.hidden, traits.qkv_bias},
       {attention + "v_proj", kv, spec.hidden, traits.qkv_bias},
       {attention + "o_proj", spec.hidden, q, traits.o_bias},
       {mlp + "gate_proj", spec.intermediate, spec.hidden, traits.mlp_bias},
       {mlp + "up_proj", spec.intermediate, spec.hidden, traits.mlp_bias},
       {mlp + "down_proj", spec.hidden, spec.intermediate, traits.mlp_bias},
   };
+  block.linears[kQ].clip = block.linears[kK].clip = false;
   block.norms = {{prefix + "input_layernorm.weight", {spec.hidden}},
                  {prefix + "post_attention_layernorm.weight", {spec.hidden}}};
   if (traits.qk_norm) {

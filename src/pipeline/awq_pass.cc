@@ -20,7 +20,7 @@ bool uses_awq(const RunOptions& options, const BlockSpec& block, const CutSpec& 
 
 // Rows of the largest linear that a search looks at. An error summed over hundreds of rows ranks
 // the candidates as one over thousands does, and costs rows * in^2 for each of them.
-constexpr int64_t kSearchRows = 512;
+constexpr int64_t kSearchRows = 256;
 
 // Every n-th row of each problem, n the same for all of a group; `storage` owns the weights.
 std::vector<LinearProblem> sample_rows(std::span<const LinearProblem> problems,

@@ -26,7 +26,7 @@ struct Manifest {
   Fingerprint fingerprint;
   std::vector<std::string> files;  // everything the finished output holds outside bitmill/, relative names
   Json layers = Json::array();     // one record per linear
-  std::vector<std::string> folded;  // source tensors that awq changed: norms, biases, weights of its linears
+  std::vector<std::string> folded = {};  // source tensors that awq changed: norms, biases, weights of its linears
 };
 
 enum class OutputState {

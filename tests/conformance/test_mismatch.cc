@@ -68,17 +68,21 @@ TEST_P(Mismatch, CorrectWeightByHand) {
            r = up(type, {1, 2}, {1, 2});
     Tensor l = up(type, {2, 2}, {2, 0, 1, 3}), out = up(type, {1, 2}, {0, 0});
     Tensor order = ints(0, 1);
-    backend().correct_weight(w, c, r, 9, l, order, out);
+    backend().correct_weight(w, c, 9, r, 9, l, order, out);
     EXPECT_NEAR(look(out)[0], 14, 1e-5);
     EXPECT_NEAR(look(out)[1], 12, 1e-5);
     // Without a residual: w C = [7 12], [7 12] H^-1 = [46 34] / 36.
-    backend().correct_weight(w, c, TensorView(), 36, l, order, out);
+    backend().correct_weight(w, c, 36, TensorView(), 0, l, order, out);
     EXPECT_NEAR(look(out)[0], 47, 2e-5);
     EXPECT_NEAR(look(out)[1], 36, 2e-5);
+    // R alone, at half weight: [0.5 1] H^-1 = [3 3] / 36.
+    backend().correct_weight(w, c, 0, r, 0.5, l, order, out);
+    EXPECT_NEAR(look(out)[0], 1 + 3 / 36.0, 1e-6);
+    EXPECT_NEAR(look(out)[1], 2 + 3 / 36.0, 1e-6);
     // The same Hessian with its columns exchanged: H[order, order] = [10 2; 2 4].
     const double root = std::sqrt(10.0);
     Tensor swapped = up(type, {2, 2}, {root, 0, 2 / root, std::sqrt(3.6)});
-    backend().correct_weight(w, c, r, 9, swapped, ints(1, 0), out);
+    backend().correct_weight(w, c, 9, r, 9, swapped, ints(1, 0), out);
     EXPECT_NEAR(look(out)[0], 14, 1e-4);
     EXPECT_NEAR(look(out)[1], 12, 1e-4);
   }

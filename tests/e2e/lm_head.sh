@@ -81,6 +81,14 @@ refused 2 "lm_head has 8 bits" 0 quantize "${small[@]}" --quantize.lm_head=true 
   --output.path="$work/none" "--quantize.rule=lm_head bits=8"
 no_checkpoint "$work/none"
 
+# Loaders of AWQ files keep the head in float.
+for count in 0 2; do
+  refused 2 "awq.*lm_head.*output.format=gptq" "$count" quantize "${small[@]}" --quantize.lm_head=true --output.format=awq \
+    --output.path="$work/none"
+done
+refused 2 "awq.*lm_head.*output.format=gptq" 0 plan "${small[@]}" --quantize.lm_head=true --output.format=awq
+no_checkpoint "$work/none"
+
 # Rounding needs no activations; here only the head's rule does.
 must 0 quantize "${rounded[@]}" --quantize.algorithm=rtn --quantize.lm_head=true --output.path="$work/rtn"
 must 0 verify "$work/rtn" --against="$model"

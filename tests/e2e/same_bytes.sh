@@ -28,7 +28,7 @@ compare asymmetric "1x1 2x2 3x3 5x2" --quantize.bits=3 --quantize.group_size=64 
 # A second stream of activations crosses ranks beside the first.
 compare gptaq "1x1 2x2 3x1" --quantize.algorithm=gptaq --quantize.bits=3 --quantize.symmetric=false --output.format=gptq_v2
 compare dynamic "1x1 2x3 3x2" --quantize.act_order=dynamic
-compare awq "1x1 2x3 5x2" --output.format=awq --quantize.symmetric=false --quantize.group_size=64
+compare format-awq "1x1 2x3 5x2" --output.format=awq --quantize.symmetric=false --quantize.group_size=64
 # AWQ: the search looks at the first samples, wherever they are computed. Folded tensors differ from the source's on purpose.
 for algorithm in awq awq+gptq awq+gptaq; do
   compare "$algorithm" "0x1 2x3 3x2" --quantize.algorithm="$algorithm" --quantize.symmetric=false --output.format=gptq_v2

@@ -52,6 +52,29 @@ TEST(CompressedTensors, ScalesAndBiasKeepTheirType) {
   EXPECT_EQ(tensors.size(), 4u);  // no zero points when symmetric
 }
 
+// config.json may say another type than the file has: the output is the model's type throughout, as
+// packed_specs says.
+TEST(CompressedTensors, BiasOfAnotherTypeIsRoundedToTheModels) {
+  Tensor bias = Tensor::zeros(DType::kF32, {8});
+  bias.as<float>()[1] = 1.00390625f;  // 1 + 2^-8: half way in BF16, exact in F16
+  for (DType dtype : {DType::kBF16, DType::kF16}) {
+    const auto tensors = pack(random_quantized(8, 64, {.scale_dtype = dtype}), bias);
+    const Tensor& stored = tensor_named(tensors, "m.bias");
+    ASSERT_EQ(stored.dtype(), dtype);
+    Tensor wide(DType::kF32, {8});
+    convert(stored, wide);
+    EXPECT_EQ(wide.as<float>()[0], 0.0f);
+    EXPECT_EQ(wide.as<float>()[1], dtype == DType::kBF16 ? 1.0f : 1.00390625f);
+    for (const PackedSpec& spec : format().packed_specs({"m", 8, 64, true}, {}, dtype))
+      if (spec.name == "m.bias") EXPECT_EQ(spec.dtype, dtype);
+  }
+  bias.as<float>()[3] = 1e6f;
+  const auto [code, text] =
+      thrown([&] { pack(random_quantized(8, 64, {.scale_dtype = DType::kF16}), bias); });
+  EXPECT_EQ(code, ExitCode::kInput);
+  EXPECT_THAT(text, ::testing::HasSubstr("m.bias: element 3"));
+}
+
 TEST(CompressedTensors, AsymmetricZeroPointsRunDownTheColumns) {
   QuantizedLinear q = random_quantized(8, 64, {.symmetric = false});
   for (int64_t o = 0; o < 8; ++o) {

@@ -57,8 +57,8 @@ class CpuBackend final : public Backend {
                       TensorView out) override;
 
   FactorState factorize(TensorView a) override;
-  void correct_weight(TensorView w, TensorView c, TensorView r, double factor, TensorView l,
-                      TensorView order, TensorView out) override;
+  void correct_weight(TensorView w, TensorView c, double c_factor, TensorView r, double r_factor,
+                      TensorView l, TensorView order, TensorView out) override;
   void feedback_variance(TensorView factor, TensorView variance) override;
   bool fit_grids(TensorView weight, const GridOptions& options, int64_t group_size,
                  const ColumnStatsView& columns, TensorView scales, TensorView zeros) override;

@@ -93,7 +93,7 @@ void with_compute_type(TensorView x, const Body& body) {
 template <typename T>
 struct Correction {
   TensorView w, c, r;
-  T factor;
+  T c_factor, r_factor;
   const T* l;
   const int32_t* order;
   TensorView out;
@@ -101,11 +101,13 @@ struct Correction {
   void rows(int64_t first, int64_t count) const {
     const int64_t n = w.cols(), elements = count * n;
     std::vector<T> lost(static_cast<size_t>(elements)), solved(lost.size());
-    if (r.data != nullptr) std::copy_n(r.as<T>() + first * n, elements, lost.data());
-    blas::gemm(false, false, count, n, n, T(1), w.as<T>() + first * n, n, c.as<T>(), n,
+    if (r.data != nullptr) {
+      for (int64_t i = 0; i < elements; ++i) lost[i] = r_factor * r.as<T>()[first * n + i];
+    }
+    blas::gemm(false, false, count, n, n, c_factor, w.as<T>() + first * n, n, c.as<T>(), n,
                T(r.data != nullptr ? 1 : 0), lost.data(), n);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t p = 0; p < n; ++p) solved[i * n + p] = factor * lost[i * n + order[p]];
+      for (int64_t p = 0; p < n; ++p) solved[i * n + p] = lost[i * n + order[p]];
     blas::solve_right_transposed(count, n, l, n, solved.data(), n);
     blas::solve_right(count, n, l, n, solved.data(), n);
     for (int64_t i = 0; i < count; ++i) {
@@ -157,8 +159,8 @@ void CpuBackend::difference(TensorView a, TensorView b, TensorView out) {
   });
 }
 
-void CpuBackend::correct_weight(TensorView w, TensorView c, TensorView r, double factor,
-                                TensorView l, TensorView order, TensorView out) {
+void CpuBackend::correct_weight(TensorView w, TensorView c, double c_factor, TensorView r,
+                                double r_factor, TensorView l, TensorView order, TensorView out) {
   const int64_t n = w.cols();
   BITMILL_CHECK(c.rows() == n && c.cols() == n && l.rows() == n && l.cols() == n);
   BITMILL_CHECK(c.dtype == w.dtype && l.dtype == w.dtype && out.dtype == w.dtype);
@@ -166,9 +168,11 @@ void CpuBackend::correct_weight(TensorView w, TensorView c, TensorView r, double
   BITMILL_CHECK(r.data == nullptr || (r.shape == w.shape && r.dtype == w.dtype));
   const int32_t* columns = order.as<int32_t>();
   if (w.dtype == DType::kF64)
-    return correct<double>({w, c, r, factor, l.as<double>(), columns, out}, pool_);
+    return correct<double>({w, c, r, c_factor, r_factor, l.as<double>(), columns, out}, pool_);
   BITMILL_CHECK(w.dtype == DType::kF32);
-  correct<float>({w, c, r, static_cast<float>(factor), l.as<float>(), columns, out}, pool_);
+  correct<float>({w, c, r, static_cast<float>(c_factor), static_cast<float>(r_factor),
+                  l.as<float>(), columns, out},
+                 pool_);
 }
 
 }  // namespace bitmill
