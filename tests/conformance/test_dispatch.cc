@@ -17,7 +17,8 @@ std::vector<float> floats(int64_t n, uint64_t seed, double scale) {
 
 // Runs `call(out)` for both copies of a kernel on outputs of `count` elements, and compares them.
 template <typename Out, typename Wide, typename Baseline>
-void same_bits(int64_t count, const std::vector<Out>& start, const Wide& wide, const Baseline& baseline) {
+void same_bits(int64_t count, const std::vector<Out>& start, const Wide& wide,
+               const Baseline& baseline) {
   if (!cpu_has_avx512()) GTEST_SKIP() << "this CPU has no AVX-512";
   std::vector<Out> a = start, b = start;
   a.resize(count), b.resize(count);
@@ -47,16 +48,25 @@ TEST(Dispatch, Norm) {
   const std::vector<float> x = floats(3 * kCount, 3, 5), weight = floats(kCount, 4, 1);
   same_bits<BFloat16>(
       3 * kCount, {},
-      [&](BFloat16* out) { run_avx512<Kernel>(x.data(), weight.data(), 1e-5f, int64_t{3}, kCount, out); },
-      [&](BFloat16* out) { run_baseline<Kernel>(x.data(), weight.data(), 1e-5f, int64_t{3}, kCount, out); });
+      [&](BFloat16* out) {
+        run_avx512<Kernel>(x.data(), weight.data(), 1e-5f, int64_t{3}, kCount, out);
+      },
+      [&](BFloat16* out) {
+        run_baseline<Kernel>(x.data(), weight.data(), 1e-5f, int64_t{3}, kCount, out);
+      });
 }
 
 TEST(Dispatch, Rope) {
   const std::vector<float> x = floats(4 * 96, 5, 2), table = floats(2 * 43, 6, 1);
   const float *cosine = table.data(), *sine = cosine + 43;
   same_bits<float>(
-      4 * 96, x, [&](float* out) { run_avx512<RopeHeads>(out, int64_t{4}, int64_t{96}, cosine, sine, int64_t{43}); },
-      [&](float* out) { run_baseline<RopeHeads>(out, int64_t{4}, int64_t{96}, cosine, sine, int64_t{43}); });
+      4 * 96, x,
+      [&](float* out) {
+        run_avx512<RopeHeads>(out, int64_t{4}, int64_t{96}, cosine, sine, int64_t{43});
+      },
+      [&](float* out) {
+        run_baseline<RopeHeads>(out, int64_t{4}, int64_t{96}, cosine, sine, int64_t{43});
+      });
 }
 
 TEST(Dispatch, Softmax) {
@@ -67,7 +77,8 @@ TEST(Dispatch, Softmax) {
       const std::vector<float> scores = floats(softmax.rows * keys, 7, 9);
       std::vector<float> a = scores, b = scores;
       same_bits<BFloat16>(
-          softmax.rows * keys, {}, [&](BFloat16* out) { run_avx512<Kernel>(a.data(), softmax, out); },
+          softmax.rows * keys, {},
+          [&](BFloat16* out) { run_avx512<Kernel>(a.data(), softmax, out); },
           [&](BFloat16* out) { run_baseline<Kernel>(b.data(), softmax, out); });
     }
 }
@@ -75,7 +86,8 @@ TEST(Dispatch, Softmax) {
 TEST(Dispatch, Conversions) {
   const std::vector<float> x = floats(kCount, 8, 1e3);
   same_bits<BFloat16>(
-      kCount, {}, [&](BFloat16* out) { run_avx512<Convert<float, BFloat16>>(x.data(), out, kCount); },
+      kCount, {},
+      [&](BFloat16* out) { run_avx512<Convert<float, BFloat16>>(x.data(), out, kCount); },
       [&](BFloat16* out) { run_baseline<Convert<float, BFloat16>>(x.data(), out, kCount); });
 }
 

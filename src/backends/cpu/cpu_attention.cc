@@ -143,7 +143,8 @@ void CpuBackend::attention(TensorView q, TensorView k, TensorView v, const Atten
                            TensorView out) {
   const int64_t tokens = shape.sequences * shape.length, d = shape.head_dim;
   BITMILL_CHECK(q.dtype == DType::kF32 && k.dtype == DType::kF32 && v.dtype == DType::kF32);
-  BITMILL_CHECK(shape.scale > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && out.dtype == compute_);
+  BITMILL_CHECK(shape.scale > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 &&
+                out.dtype == compute_);
   BITMILL_CHECK(q.elements() == tokens * shape.heads * d &&
                 k.elements() == tokens * shape.kv_heads * d);
   BITMILL_CHECK(v.elements() == k.elements() && out.elements() == q.elements());

@@ -113,7 +113,8 @@ BITMILL_INLINE float exponentials(float* x, int64_t n, float scale, float top) {
   return fold_lanes(lanes, Sum<float>{});
 }
 
-// Largest of n >= 1 values; NaNs are passed over. Spelled with vector types: compilers leave this loop scalar.
+// Largest of n >= 1 values; NaNs are passed over. Spelled with vector types: compilers leave this
+// loop scalar.
 BITMILL_INLINE float largest(const float* x, int64_t n) {
   typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
   float lanes[kLanes];
