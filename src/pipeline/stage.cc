@@ -295,7 +295,8 @@ std::vector<QuantizeResult> Stage::quantize_group(Work& work, const std::vector<
       problems.back().mismatch = &sums->mismatch;
   }
   PhaseTimer timer(phases_, Phase::kSolve);
-  return find_quantizer(problems.front().settings.algorithm).quantize(problems, sums != nullptr ? &sums->hessian : nullptr, backend_);
+  const Hessian* hessian = sums != nullptr ? &sums->hessian : nullptr;
+  return find_quantizer(problems.front().settings.algorithm).quantize(problems, hessian, backend_);
 }
 
 void Stage::keep(Work& work, int linear, QuantizeResult result) {
