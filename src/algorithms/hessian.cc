@@ -102,11 +102,21 @@ void HessianAccumulator::add(TensorView x, int64_t samples, int lane) {
   if (x.rows() == 0) return;
   tokens_ += x.rows();
   backend_.hessian_update(x, sum_.open(lane));
+  lane_ = lane;
+}
+
+bool HessianAccumulator::finite() {
+  if (lane_ < 0) return true;
+  const Tensor& sum = sum_.open(lane_);
+  const Tensor diagonal(sum.dtype(), {columns_});
+  backend_.hessian_diagonal(sum, columns_, diagonal);
+  return backend_.first_non_finite(diagonal) < 0;
 }
 
 Hessian HessianAccumulator::finish() {
   Hessian result{columns_, samples_, tokens_, sum_.finish()};
   samples_ = tokens_ = 0;
+  lane_ = -1;
   return result;
 }
 

@@ -97,6 +97,9 @@ class HessianAccumulator {
   // Adds one micro-batch x [tokens, columns] of `samples` sequences to `lane`. Lanes come in
   // ascending order.
   void add(TensorView x, int64_t samples, int lane);
+  // False when a NaN or infinity in what was added to the newest lane, or a sum beyond fp32, shows on its diagonal, where
+  // squares add up.
+  bool finite();
   // The whole; the accumulator is then empty. Zero tokens is a legal result.
   Hessian finish();
   // For callers who merge the sums of several holders.
@@ -109,6 +112,7 @@ class HessianAccumulator {
   int64_t columns_;
   Backend& backend_;
   LaneSum sum_;
+  int lane_ = -1;  // the newest
   int64_t samples_ = 0, tokens_ = 0;
 };
 

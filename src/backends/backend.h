@@ -141,6 +141,11 @@ class Backend {
   // out = act(gate) * up, elementwise; gate, up F32 [tokens, n]; out C.
   virtual void gated_activation(TensorView gate, TensorView up, Activation activation, TensorView out) = 0;
 
+  // out = act(x gate^T + gate_bias) * (x up^T + up_bias): `linear` twice and gated_activation, without F32 outputs in memory.
+  // x C [tokens, in], gate and up [n, in], biases F32 [n] or empty, out C [tokens, n].
+  virtual void gated_linear(TensorView x, const PreparedWeight& gate, TensorView gate_bias, const PreparedWeight& up,
+                            TensorView up_bias, Activation activation, TensorView out) = 0;
+
   // nll[t] = logsumexp(logits[t, :]) - logits[t, targets[t]]; logits F32 [tokens, vocab], targets I32 [tokens] (-1: 0 is
   // written), nll F64 [tokens]; sums in double.
   virtual void token_nll(TensorView logits, TensorView targets, TensorView nll) = 0;

@@ -184,8 +184,8 @@ void Stage::add_input(Work& work, int cut, const MicroBatch& batch, const BatchR
     x = work.graph->input(cut, work.weights, batch, backend_, work.scratch);
   }
   PhaseTimer timer(phases_, Phase::kHessian);
-  check_finite(work, cut, x, range);
   sum.add(x, range.samples, range.lane);
+  if (!sum.finite()) check_finite(work, cut, x, range);
 }
 
 Stage::Capture Stage::start_capture(const Work& work, int cut) const {

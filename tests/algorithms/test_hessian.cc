@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <random>
+#include <limits>
 
 #include "algorithms/problem_data.h"
 
@@ -124,6 +125,22 @@ TEST_F(HessianTest, HoldersOfLaneRangesFoldToTheSameBits) {
     if (!whole.empty()) {
       ASSERT_EQ(whole.as<float>()[0], folded.as<float>()[0]) << "round " << round;
     }
+TEST_F(HessianTest, SaysWhenTheNewestLaneIsNotFinite) {
+  const int64_t n = 200;
+  Tensor x = testing::to_type(random_inputs(3, n, 4), DType::kF32);
+  HessianAccumulator accumulator(n, DType::kF32, *backend_);
+  EXPECT_TRUE(accumulator.finite()) << "nothing was added";
+  accumulator.add(x, 1, 0);
+  EXPECT_TRUE(accumulator.finite());
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    HessianAccumulator other(n, DType::kF32, *backend_);
+    other.add(x, 1, 0);
+    x.as<float>()[2 * n + 150] = bad;
+    other.add(x, 1, 1);
+    EXPECT_FALSE(other.finite()) << bad;
+    x.as<float>()[2 * n + 150] = 0;
+    other.add(x, 1, 2);
+    EXPECT_TRUE(other.finite()) << "another lane";
   }
 }
 

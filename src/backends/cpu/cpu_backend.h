@@ -41,6 +41,9 @@ class CpuBackend final : public Backend {
                  TensorView out) override;
   void gated_activation(TensorView gate, TensorView up, Activation activation,
                         TensorView out) override;
+  void gated_linear(TensorView x, const PreparedWeight& gate, TensorView gate_bias,
+                    const PreparedWeight& up, TensorView up_bias, Activation activation,
+                    TensorView out) override;
   void token_nll(TensorView logits, TensorView targets, TensorView nll) override;
   void token_kl(TensorView reference, TensorView logits, TensorView kl, TensorView agree) override;
 
