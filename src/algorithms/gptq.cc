@@ -233,9 +233,12 @@ class Solver {
       constexpr double kInputShare = 0.75, kResidualShare = 0.5;
       const double normal = hessian_.factor();
       work.live = Tensor(w.dtype, w.shape);
-      backend_.correct_weight(w, problem.mismatch->inputs, kInputShare * normal,
-                              problem.mismatch->residual, kResidualShare * normal, factor, order,
-                              work.live);
+      const Tensor& residual = problem.mismatch->residual;
+      const TensorView rows =  // one per row of the linear
+          residual.empty() ? TensorView()
+                           : residual.view().slice(problem.first_row, problem.first_row + w.rows());
+      backend_.correct_weight(w, problem.mismatch->inputs, kInputShare * normal, rows,
+                              kResidualShare * normal, factor, order, work.live);
       work.corrected = !peers_.any(backend_.first_non_finite(work.live) >= 0);
       if (!work.corrected) work.live.reset();
     }

@@ -1,6 +1,8 @@
 #include "algorithms/hessian.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 
 namespace bitmill {
 namespace {
@@ -8,6 +10,11 @@ namespace {
 // Level at which two lanes meet in the binary tree over lane numbers.
 int meeting_level(int a, int b) {
   return std::bit_width(static_cast<unsigned>(a) ^ static_cast<unsigned>(b));
+}
+
+template <typename T>
+bool all_finite(TensorView x) {  // host memory
+  return std::all_of(x.as<T>(), x.as<T>() + x.elements(), [](T v) { return std::isfinite(v); });
 }
 
 }  // namespace
@@ -110,7 +117,7 @@ bool HessianAccumulator::finite() {
   const Tensor& sum = sum_.open(lane_);
   const Tensor diagonal(sum.dtype(), {columns_});
   backend_.hessian_diagonal(sum, columns_, diagonal);
-  return backend_.first_non_finite(diagonal) < 0;
+  return sum.dtype() == DType::kF64 ? all_finite<double>(diagonal) : all_finite<float>(diagonal);
 }
 
 Hessian HessianAccumulator::finish() {

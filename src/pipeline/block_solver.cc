@@ -43,11 +43,8 @@ std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linear
     problems.push_back(std::move(problem));
   }
   const Quantizer& quantizer = find_quantizer(problems.front().settings.algorithm);
-  std::vector<Tensor> residuals;  // rows of the residual mismatch, where there is one
-  std::vector<InputMismatch> mismatches(linears.size());
   if (quantizer.compares_with_float() && sums != nullptr && !sums->mismatch.inputs.empty())
-    for (size_t i = 0; i < linears.size(); ++i)
-      problems[i].mismatch = mismatch_of(sums->mismatch, shares[i][context_.group.member()], problems[i]);
+    for (LinearProblem& problem : problems) problem.mismatch = &sums->mismatch;
   PhaseTimer timer(context_.phases, Phase::kSolve);
   const Hessian* hessian = sums != nullptr ? &sums->hessian : nullptr;
   std::vector<QuantizeResult> results = quantizer.quantize(problems, hessian, context_.backend, context_.group);

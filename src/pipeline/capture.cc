@@ -49,8 +49,8 @@ CutCapture::CutCapture(const BlockContext& context, const BlockSpec& block, int 
 
 void CutCapture::add(TensorView x, const BatchRange& range) {
   PhaseTimer timer(context_.phases, Phase::kHessian);
-  check_finite(context_.backend, block_, cut_, x, range);
   hessian_.add(x, range.samples, range.lane);
+  if (!hessian_.finite()) check_finite(context_.backend, block_, cut_, x, range);
 }
 
 void CutCapture::compare(TensorView x, TensorView x_float, const MicroBatch& batch, const MicroBatch& float_batch,
@@ -66,6 +66,24 @@ CutSums CutCapture::merge() {
   CutSums sums{context_.group.merge(hessian_), {}};
   if (mismatch_) sums.mismatch = context_.group.merge(*mismatch_);
   return sums;
+}
+
+void run_float_block(const BlockContext& context, const BlockSpec& block, const BlockGraph& graph,
+                     const BlockWeights& weights, const BatchRange& range, MicroBatch& batch,
+                     std::vector<CutCapture>& captures, bool to_the_end) {
+  const int cuts = static_cast<int>(block.cuts.size());
+  Tensor scratch;
+  for (int cut = 0; cut < cuts; ++cut) {
+    TensorView x;
+    {
+      PhaseTimer timer(context.phases, Phase::kForward);
+      x = graph.input(cut, weights, batch, context.backend, scratch);
+    }
+    if (needs_hessian(context.options, block, cut)) captures[cut].add(x, range);
+    if (cut + 1 == cuts && !to_the_end) break;
+    PhaseTimer timer(context.phases, Phase::kForward);
+    graph.advance(cut, weights, x, batch, context.backend);
+  }
 }
 
 }  // namespace bitmill

@@ -43,4 +43,10 @@ class CutCapture {
   std::optional<MismatchAccumulator> mismatch_;
 };
 
+// Runs one micro-batch through a block with float weights, adding the input of each cut to its capture. `to_the_end`: the
+// batch becomes the block's output; without it the last cut's linears are not run, and the batch is left inside the block.
+void run_float_block(const BlockContext& context, const BlockSpec& block, const BlockGraph& graph,
+                     const BlockWeights& weights, const BatchRange& range, MicroBatch& batch,
+                     std::vector<CutCapture>& captures, bool to_the_end);
+
 }  // namespace bitmill

@@ -74,6 +74,13 @@ Tensor ModelSource::read_weight(const LinearSpec& linear, DType dtype, Backend& 
   return dense;
 }
 
+Tensor ModelSource::read_weight_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype,
+                                     Backend& backend) const {
+  Tensor whole = read_weight(linear, dtype, backend);
+  if (first == 0 && end == linear.out) return whole;
+  return clone(whole.view().slice(first, end));
+}
+
 Tensor ModelSource::read_bias(const LinearSpec& linear, Backend& backend) const {
   return linear.bias ? read_float(linear.bias_name(), backend) : Tensor();
 }

@@ -34,6 +34,8 @@ class ModelSource {
   // packed, transposed if it is stored as [in, out]. `linear` may be the spec's head_linear(),
   // whose float weight is the embedding when tied.
   Tensor read_weight(const LinearSpec& linear, DType dtype, Backend& backend) const;
+  // Rows [first, end) of that weight: [end - first, in].
+  Tensor read_weight_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
   // Does the head have a packed weight of its own?
   bool head_packed() const;
   // Bias as stored, empty when there is none.

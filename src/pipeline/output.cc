@@ -45,9 +45,9 @@ void remove_leftovers(const std::string& path) {
     remove_file(path + "/bitmill/" + name);
 }
 
-std::string base_key(const std::string& key) { return key.substr(0, key.find(".part-")); }
-
 }  // namespace
+
+std::string shard_key(const ShardPlan& shard) { return shard.key.substr(0, shard.key.find(".part-")); }
 
 void OutputDirectory::prepare(const Plan& plan, const Fingerprint& fingerprint,
                               const std::vector<std::string>& text_files) const {
@@ -81,7 +81,7 @@ int64_t OutputDirectory::write_shards(const Plan& plan, const std::string& key,
   size_t written = 0;
   int64_t bytes = 0;
   for (const ShardPlan& shard : plan.shards) {
-    if (base_key(shard.key) != key) continue;
+    if (shard_key(shard) != key) continue;
     bytes += write_shard(shard, tensors);
     written += shard.tensors.size();
   }

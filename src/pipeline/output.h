@@ -50,6 +50,9 @@ class OutputDirectory {
   std::string path_;
 };
 
+// The plan key a shard belongs to: its own, or that of a block cut into parts.
+std::string shard_key(const ShardPlan& shard);
+
 // Tokenizer, generation and licence files of a model directory that an output takes along byte for byte.
 std::vector<std::string> companion_files(const std::string& model_directory);
 
