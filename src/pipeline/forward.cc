@@ -30,6 +30,7 @@ void embed_tokens(const ModelSource& source, TensorView ids, Activations& activa
 }
 
 void start_float_stream(Activations& activations) {
+  activations.float_batches.clear();
   for (const MicroBatch& batch : activations.batches)
     activations.float_batches.push_back({batch.sequences, batch.length, clone(batch.hidden), Tensor()});
 }

@@ -61,6 +61,11 @@ std::vector<ModuleChoice> choose_modules(const RunOptions& options, const ModelS
     if (!settings.skip) {
       const Quantizer& quantizer = find_quantizer(settings.algorithm);
       quantizer.check(settings);
+      if (quantizer.compares_with_float() && options.propagation.mode == "full")
+        fail(ExitCode::kUsage,
+             "quantize.algorithm={} with propagation.mode=full: all inputs are the float model's, there is nothing to "
+             "correct; use propagation.mode=quantized",
+             settings.algorithm);
       if (quantizer.compares_with_float() && !options.quantize.true_sequential)
         fail(ExitCode::kUsage,
              "quantize.true_sequential=false with quantize.algorithm={}: it compares inputs with the "

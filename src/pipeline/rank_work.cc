@@ -148,7 +148,15 @@ class RankWork {
     }
   }
 
-  std::vector<BlockRange> waves() const { return {mine_.blocks}; }
+  std::vector<BlockRange> waves() const {
+    bool awq = false;
+    for (int64_t b = mine_.blocks.first; b < mine_.blocks.end; ++b)
+      awq |= uses_awq(job_.options, job_.source.spec().blocks[b]);
+    if (!awq) return {mine_.blocks};
+    std::vector<BlockRange> singles;
+    for (int64_t b = mine_.blocks.first; b < mine_.blocks.end; ++b) singles.push_back({b, b + 1});
+    return singles;
+  }
 
   QuantizeJob& job_;
   const RankPlan& mine_;
