@@ -37,6 +37,18 @@ class Checkpoint {
   Tensor read(const std::string& name) const;
   // Rows [begin, end) of a tensor of rank >= 1.
   Tensor read_rows(const std::string& name, int64_t begin, int64_t end) const;
+  // Bytes [begin, end) of a tensor's data, into host memory. Thread-safe.
+  void read_bytes(const TensorEntry& entry, int64_t begin, int64_t end, void* out) const;
+
+  // Reads rows ahead on a thread (io/read_ahead.h); all reads above use what is there. Thread-safe.
+  struct Rows {
+    std::string name;
+    int64_t begin = 0, end = 0;
+  };
+  void prefetch(const std::vector<Rows>& rows, int64_t limit_bytes) const;
+  void forget_prefetched() const;
+  // Bytes that reads took from what was read ahead.
+  int64_t prefetched_bytes() const;
   // Sum of the bytes of all tensors.
   int64_t total_bytes() const;
 
