@@ -1,16 +1,17 @@
-// Safetensors files written by a background thread while the caller computes on: the layout is fixed first, tensors follow in
-// any order, each at its place.
+// Safetensors files written by a background thread while the caller computes on: the layout is
+// fixed first, tensors follow in any order, each at its place.
 //
 //   WriteBehind queue(limit);                       one per rank
 //   ShardWriter shard(path, specs, queue);          temporary file, header, space on the disk
-//   shard.write("a.qweight", std::move(packed));    returns at once, unless `limit` bytes wait already
-//   PendingFile pending = shard.finish();           nothing waits for the disk here either
+//   shard.write("a.qweight", std::move(packed));    returns at once, unless `limit` bytes wait
+//   already PendingFile pending = shard.finish();           nothing waits for the disk here either
 //   ... next block ...
 //   if (pending.durable()) ...                      or pending.wait()
 //
-// Bytes and durability are those of write_safetensors: temporary name, write, fsync, rename, fsync of the directory. Any
-// failure (full disk, quota, broken device) is Error(kOutput) with path and errno text. It ends the whole queue: no later
-// write is tried, and every later call of its writers, pending files and drain() throws that same error.
+// Bytes and durability are those of write_safetensors: temporary name, write, fsync, rename, fsync
+// of the directory. Any failure (full disk, quota, broken device) is Error(kOutput) with path and
+// errno text. It ends the whole queue: no later write is tried, and every later call of its
+// writers, pending files and drain() throws that same error.
 #pragma once
 
 #include <condition_variable>
@@ -44,13 +45,15 @@ class WriteBehind {
   void drain();
   // Throws the queue's error, if there is one.
   void check();
-  // The most bytes that waited at one time, the job being written included: at most the limit, or one larger tensor.
+  // The most bytes that waited at one time, the job being written included: at most the limit, or
+  // one larger tensor.
   int64_t peak_bytes() const;
 
  private:
   friend class ShardWriter;
   friend class PendingFile;
-  // Queues `job`, which keeps `bytes` of memory alive; waits for space first. Returns the job's number.
+  // Queues `job`, which keeps `bytes` of memory alive; waits for space first. Returns the job's
+  // number.
   int64_t submit(int64_t bytes, std::function<void()> job);
   bool finished(int64_t job);
   void wait(int64_t job);
@@ -87,12 +90,12 @@ class PendingFile {
   int64_t job_ = 0;
 };
 
-// One safetensors file. Not thread-safe; several writers may share a queue. Destroyed before finish(): the temporary file is
-// removed, nothing appears.
+// One safetensors file. Not thread-safe; several writers may share a queue. Destroyed before
+// finish(): the temporary file is removed, nothing appears.
 class ShardWriter {
  public:
-  // `specs`: name, dtype and shape of every tensor (data pointers unused). Creates and preallocates the temporary file now,
-  // so that a full disk shows here.
+  // `specs`: name, dtype and shape of every tensor (data pointers unused). Creates and preallocates
+  // the temporary file now, so that a full disk shows here.
   ShardWriter(const std::string& path, const std::vector<NamedView>& specs, WriteBehind& queue);
   ~ShardWriter();
   ShardWriter(ShardWriter&&) noexcept;
@@ -101,8 +104,9 @@ class ShardWriter {
   bool holds(const std::string& name) const { return tensors_.contains(name); }
   // A whole tensor; dtype and shape must be those of its spec. Each name once.
   void write(const std::string& name, Tensor data);
-  // Bytes [offset, offset + data.bytes()) of a tensor's data, whatever shape and dtype `data` has: for tensors that are never
-  // whole in memory. Parts must not overlap; together they must be complete before finish().
+  // Bytes [offset, offset + data.bytes()) of a tensor's data, whatever shape and dtype `data` has:
+  // for tensors that are never whole in memory. Parts must not overlap; together they must be
+  // complete before finish().
   void write_part(const std::string& name, int64_t offset, Tensor data);
   // After every byte of every tensor was handed over. At most once.
   PendingFile finish();

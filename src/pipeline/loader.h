@@ -39,8 +39,9 @@ class ModelSource {
   // that of the result and a few MiB. (All of a transposed or packed weight is read for any of its rows, and for a packed one
   // its codes are held.) Messages name an element by its index in the whole stored tensor.
   Tensor read_weight_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
-  // Rows [first, end) of a float tensor as stored, checked like read_float.
-  Tensor read_float_rows(const std::string& name, int64_t first, int64_t end, Backend& backend) const;
+  // Rows of a float tensor as stored, from row `first` on into `out` (host, the stored dtype, [rows, ...]); checked like
+  // read_float.
+  void read_float_rows(const std::string& name, int64_t first, TensorView out, Backend& backend) const;
   // The stored bytes of a tensor in order, in pieces of a few MiB: `take(offset, U8 piece)`. Memory is one piece. With `check`
   // a float tensor is refused as read_float does, when the piece with the bad element is met.
   using TakePiece = std::function<void(int64_t offset, Tensor piece)>;
@@ -72,8 +73,10 @@ class ModelSource {
 
  private:
   bool is_packed(const LinearSpec& linear) const;
-  const std::string& weight_tensor(const LinearSpec& linear) const;
+  std::string weight_tensor(const LinearSpec& linear) const;
   void refuse_non_finite(const std::string& name, TensorView piece, int64_t first_element, Backend& backend) const;
+  void for_pieces(const std::string& name, int64_t first, int64_t end, Backend& backend,
+                  const std::function<void(int64_t row, TensorView piece)>& take) const;
   Tensor read_packed_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
   Tensor read_turned_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
   ModelSource(Json config, Checkpoint checkpoint);

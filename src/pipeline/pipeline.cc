@@ -75,28 +75,40 @@ class EventChannel {
   std::map<int, RankSummary> summaries_;
 };
 
-void write_tensor(const QuantizeJob& job, const std::string& key, const std::string& name, Backend& backend) {
-  std::vector<NamedTensor> tensors;
-  tensors.push_back({name, job.source.read_float(name, backend)});
-  job.output.write_shards(job.plan, key, tensors);
+constexpr int64_t kCopyQueueBytes = 64 << 20;  // a few pieces of ModelSource::read_pieces
+
+// A tensor that the output takes as it is, never whole in memory. `check`: NaN and Inf are refused.
+void copy_tensor(const QuantizeJob& job, const std::string& name, bool check, Backend& backend,
+                 KeyWriter& writer) {
+  job.source.read_pieces(name, check, backend, [&](int64_t offset, Tensor piece) {
+    writer.write_part(name, offset, std::move(piece));
+  });
+}
+
+void write_tensor(const QuantizeJob& job, const std::string& key, const std::string& name,
+                  Backend& backend, WriteBehind& queue) {
+  KeyWriter writer = job.output.start_shards(job.plan, key, queue);
+  copy_tensor(job, name, true, backend, writer);
+  writer.finish();
 }
 
 // Embedding, final norm, a head in float and unknown tensors: copied by the first and last stage.
-void write_float_shards(const QuantizeJob& job, const RankPlan& mine, Backend& backend, PhaseSeconds& phases) {
+void write_float_shards(const QuantizeJob& job, const RankPlan& mine, Backend& backend,
+                        PhaseSeconds& phases) {
   PhaseTimer timer(phases, Phase::kWrite);
   const ModelSpec& spec = job.source.spec();
-  if (mine.embeds) write_tensor(job, "embedding", spec.embedding.name, backend);
-  if (!mine.last) return;
-  write_tensor(job, "norm", spec.final_norm.name, backend);
-  if (!spec.tied && !head_to_quantize(job.options, spec))
-    write_tensor(job, "head", spec.head.name, backend);
-  for (const ShardPlan& shard : job.plan.shards) {
-    if (!shard.key.starts_with("other")) continue;
-    std::vector<NamedTensor> tensors;  // at most output.shard_size of them at a time
-    for (const PackedSpec& other : shard.tensors)
-      tensors.push_back({other.name, job.source.checkpoint().read(other.name)});
-    job.output.write_shard(shard, tensors);
+  WriteBehind queue(kCopyQueueBytes);
+  if (mine.embeds) write_tensor(job, "embedding", spec.embedding.name, backend, queue);
+  if (mine.last) {
+    write_tensor(job, "norm", spec.final_norm.name, backend, queue);
+    if (!spec.tied && !head_to_quantize(job.options, spec))
+      write_tensor(job, "head", spec.head.name, backend, queue);
+    KeyWriter writer = job.output.start_shards(job.plan, "other", queue);
+    for (const PackedSpec& other : job.plan.job.other)
+      copy_tensor(job, other.name, false, backend, writer);
+    writer.finish();
   }
+  queue.drain();
 }
 
 Activations first_activations(QuantizeJob& job, const RankPlan& mine, Transport& transport, Backend& backend,
