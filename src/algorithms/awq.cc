@@ -81,9 +81,10 @@ class Awq final : public Quantizer {
   void check(const QuantizeSettings& settings) const override { solver_.check(settings); }
 
   std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems,
-                                       const Hessian* hessian, Backend& backend) const override {
+                                       const Hessian* hessian, Backend& backend,
+                                       const RowPeers& peers) const override {
     for (const LinearProblem& problem : problems) check_groups(problem);
-    std::vector<QuantizeResult> results = solver_.quantize(problems, hessian, backend);
+    std::vector<QuantizeResult> results = solver_.quantize(problems, hessian, backend, peers);
     for (QuantizeResult& result : results)  // a solver that gave up has rounded the scaled weights
       result.record.method = result.record.method == "rtn" ? "awq" : name_;
     return results;

@@ -68,9 +68,8 @@ ScaleLoss group_loss(std::span<const LinearProblem> problems, const InputStatist
 // weight row takes any s).
 Tensor fold_into(TensorView values, double offset, bool keep_scale_of_zero, TensorView scales);
 
-// In place on weight F32/F64 [out, in]: columns times s [in]; rows divided by s [out]; row r's
-// group g clamped to
-// +-limits[r, g], F64 [out, groups].
+// In place on weight F32/F64 [rows, in]: columns times s [in]; rows divided by s [rows]; row r's
+// group g clamped to +-limits[r, g], F64 [rows, groups].
 void multiply_columns(TensorView weight, TensorView scales, Backend& backend);
 void divide_rows(TensorView weight, TensorView scales, Backend& backend);
 void clamp_groups(TensorView weight, int64_t group_size, TensorView limits, Backend& backend);

@@ -17,8 +17,9 @@ class Gptaq final : public Quantizer {
   void check(const QuantizeSettings& settings) const override { gptq_quantizer().check(settings); }
 
   std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems,
-                                       const Hessian* hessian, Backend& backend) const override {
-    return gptq_quantizer().quantize(problems, hessian, backend);
+                                       const Hessian* hessian, Backend& backend,
+                                       const RowPeers& peers) const override {
+    return gptq_quantizer().quantize(problems, hessian, backend, peers);
   }
 };
 

@@ -87,18 +87,20 @@ void zero_columns(Tensor& weight, const std::vector<double>& diagonal) {
   }
 }
 
-double sum_of(const Tensor& values) {
-  return std::accumulate(values.as<double>(), values.as<double>() + values.elements(), 0.0);
+bool all_finite(const Tensor& values) {
+  return std::all_of(values.as<double>(), values.as<double>() + values.elements(),
+                     [](double value) { return std::isfinite(value); });
 }
 
 // One cut with a Hessian that has a signal.
 class Solver {
  public:
   Solver(std::span<const LinearProblem> problems, const Hessian& hessian,
-         std::vector<double> diagonal, Backend& backend)
+         std::vector<double> diagonal, Backend& backend, const RowPeers& peers)
       : problems_(problems),
         hessian_(hessian),
         backend_(backend),
+        peers_(peers),
         n_(hessian.columns),
         diagonal_(std::move(diagonal)),
         solved_diagonal_(diagonal_),
@@ -231,10 +233,13 @@ class Solver {
       constexpr double kInputShare = 0.75, kResidualShare = 0.5;
       const double normal = hessian_.factor();
       work.live = Tensor(w.dtype, w.shape);
-      backend_.correct_weight(w, problem.mismatch->inputs, kInputShare * normal,
-                              problem.mismatch->residual, kResidualShare * normal, factor, order,
-                              work.live);
-      work.corrected = backend_.first_non_finite(work.live) < 0;
+      const Tensor& residual = problem.mismatch->residual;
+      const TensorView rows =  // one per row of the linear
+          residual.empty() ? TensorView()
+                           : residual.view().slice(problem.first_row, problem.first_row + w.rows());
+      backend_.correct_weight(w, problem.mismatch->inputs, kInputShare * normal, rows,
+                              kResidualShare * normal, factor, order, work.live);
+      work.corrected = !peers_.any(backend_.first_non_finite(work.live) >= 0);
       if (!work.corrected) work.live.reset();
     }
     const TensorView given = work.live.empty() ? w : work.live.view();
@@ -278,20 +283,24 @@ class Solver {
   void finish(size_t i, const Damping& damping, Work work) {
     const LinearProblem& problem = problems_[i];
     if (backend_.first_non_finite(work.grids.scales) >= 0) fail_scale(problem);
-    const double loss = sum_of(work.row_loss);
-    if (!std::isfinite(loss)) return give_up(i, damping, "the sweep overflowed");
-    QuantizeRecord& record = results_[i].record;
-    record = start(problem, damping);
-    record.method = work.corrected ? "gptaq" : "gptq";
-    if (problem.mismatch != nullptr && !work.corrected) record.note = "the correction overflowed";
-    record.loss = loss;
+    if (peers_.any(!all_finite(work.row_loss))) return give_up(i, damping, "the sweep overflowed");
+    QuantizeResult& result = results_[i];
+    result.record = start(problem, damping);
+    result.record.method = work.corrected ? "gptaq" : "gptq";
+    if (problem.mismatch != nullptr && !work.corrected)
+      result.record.note = "the correction overflowed";
     // 2 loss = tr(E H' E^T) with H' = H + added I; dead columns have no error (0 is on every grid),
     // and none in H.
-    record.error = std::max(0.0, 2 * loss - damping.added * sum_of(work.row_error));
-    record.relative_error = relative_error(
-        record.error,
-        backend_.layer_error(problem.weight, TensorView(), hessian_.sum, hessian_.factor()));
-    results_[i].linear = make_linear(problem, std::move(work.codes), std::move(work.grids));
+    const double *loss = work.row_loss.as<double>(), *square = work.row_error.as<double>();
+    result.rows.error = Tensor(DType::kF64, work.row_loss.shape());
+    for (int64_t r = 0; r < problem.weight.rows(); ++r)
+      result.rows.error.as<double>()[r] = 2 * loss[r] - damping.added * square[r];
+    result.rows.loss = std::move(work.row_loss);
+    result.rows.signal = Tensor(DType::kF64, result.rows.loss.shape());
+    backend_.layer_errors(problem.weight, TensorView(), hessian_.sum, hessian_.factor(),
+                          result.rows.signal);
+    sum_rows(result);
+    result.linear = make_linear(problem, std::move(work.codes), std::move(work.grids));
   }
 
   // The policy of a failed module; its codes are rounded to nearest either way, so that nothing is
@@ -320,6 +329,7 @@ class Solver {
   std::span<const LinearProblem> problems_;
   const Hessian& hessian_;
   Backend& backend_;
+  const RowPeers& peers_;
   int64_t n_;
   std::vector<double> diagonal_;         // of the normalised Hessian, original column order
   std::vector<double> solved_diagonal_;  // the same with dead columns at 1
@@ -377,7 +387,8 @@ class Gptq final : public Quantizer {
   }
 
   std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems,
-                                       const Hessian* hessian, Backend& backend) const override {
+                                       const Hessian* hessian, Backend& backend,
+                                       const RowPeers& peers) const override {
     BITMILL_CHECK(hessian != nullptr);
     const auto start = std::chrono::steady_clock::now();
     int64_t rows = 0;
@@ -388,26 +399,28 @@ class Gptq final : public Quantizer {
       check_weight(problem, backend);
       rows += problem.weight.rows();
     }
-    std::vector<QuantizeResult> results = solve(problems, *hessian, backend);
+    std::vector<QuantizeResult> results = solve(problems, *hessian, backend, peers);
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     for (QuantizeResult& result : results) {
       result.record.seconds =
-          seconds * static_cast<double>(result.record.out) / static_cast<double>(rows);
+          seconds * static_cast<double>(result.record.out) /
+          static_cast<double>(std::max<int64_t>(1, rows));
     }
     return results;
   }
 
  private:
   static std::vector<QuantizeResult> solve(std::span<const LinearProblem> problems,
-                                           const Hessian& hessian, Backend& backend) {
+                                           const Hessian& hessian, Backend& backend,
+                                           const RowPeers& peers) {
     if (problems.empty()) return {};
     if (hessian.tokens == 0) return all_to_nearest(problems, hessian, "no tokens", backend);
     std::vector<double> diagonal = checked_diagonal(problems[0], hessian, backend);
     const bool signal =
         std::any_of(diagonal.begin(), diagonal.end(), [](double d) { return d != 0; });
     if (!signal) return all_to_nearest(problems, hessian, "no signal", backend);
-    return Solver(problems, hessian, std::move(diagonal), backend).run();
+    return Solver(problems, hessian, std::move(diagonal), backend, peers).run();
   }
 };
 

@@ -1,6 +1,8 @@
 #include "algorithms/hessian.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 
 namespace bitmill {
 namespace {
@@ -10,56 +12,94 @@ int meeting_level(int a, int b) {
   return std::bit_width(static_cast<unsigned>(a) ^ static_cast<unsigned>(b));
 }
 
+template <typename T>
+bool all_finite(TensorView x) {  // host memory
+  return std::all_of(x.as<T>(), x.as<T>() + x.elements(), [](T v) { return std::isfinite(v); });
+}
+
 }  // namespace
 
-LaneSum::LaneSum(Shape shape, DType dtype, Backend& backend)
-    : shape_(shape), dtype_(dtype), backend_(backend) {
+void LaneTree::fold_top() {
+  const Tensor right = std::move(parts_.back().sum);
+  parts_.pop_back();
+  backend_.add(parts_.back().sum, right);  // the left lane's number stands for both
+}
+
+// Two neighbours are complete once the new lane meets them higher up than they meet each other.
+void LaneTree::fold_below(int lane) {
+  while (parts_.size() >= 2) {
+    const int right = parts_.back().lane, left = parts_[parts_.size() - 2].lane;
+    const int level = meeting_level(left, right);
+    if (level >= meeting_level(right, lane)) return;
+    // The subtree of both may begin with lanes of another holder, which fold first.
+    if ((left >> level) << level < lanes_.first) return;
+    fold_top();
+  }
+}
+
+Tensor LaneTree::finish() {
+  while (parts_.size() >= 2) fold_top();
+  Tensor sum;
+  if (!parts_.empty()) sum = std::move(parts_.back().sum);
+  parts_.clear();
+  return sum;
+}
+
+std::vector<LanePart> LaneTree::take() {
+  fold_below(lanes_.end);
+  return std::exchange(parts_, {});
+}
+
+Tensor fold_parts(std::vector<LanePart> parts, Backend& backend) {
+  LaneTree tree(backend);
+  for (LanePart& part : parts) {
+    tree.fold_below(part.lane);
+    tree.push(std::move(part));
+  }
+  return tree.finish();
+}
+
+LaneSum::LaneSum(Shape shape, DType dtype, Backend& backend, LaneRange lanes)
+    : shape_(shape),
+      dtype_(dtype),
+      backend_(backend),
+      lanes_(lanes),
+      tree_(backend, lanes) {
   BITMILL_CHECK(dtype == DType::kF32 || dtype == DType::kF64);
 }
 
 Tensor& LaneSum::open(int lane) {
-  BITMILL_CHECK(lane >= lane_ && lane >= 0);
+  BITMILL_CHECK(lane >= lane_ && lane >= lanes_.first && lane < lanes_.end);
   if (lane != lane_) close_lane();
   lane_ = lane;
   if (open_.empty()) {
-    // Two neighbours are complete once the new lane meets them higher up than they meet each other:
-    // fold them before the new lane takes memory, so that at most log2(lanes) + 1 sums live.
-    fold_below(lane);
+    tree_.fold_below(lane);  // before the new lane takes memory: at most log2(lanes) + 1 sums live
     open_ = backend_.upload(Tensor::zeros(dtype_, shape_));
   }
   return open_;
 }
 
 void LaneSum::close_lane() {
-  if (!open_.empty()) counter_.emplace_back(lane_, std::move(open_));
-}
-
-void LaneSum::fold_top() {
-  Tensor right = std::move(counter_.back().second);
-  counter_.pop_back();
-  backend_.add(counter_.back().second, right);  // the left lane's number stands for both
-}
-
-void LaneSum::fold_below(int lane) {
-  while (counter_.size() >= 2) {
-    const int right = counter_.back().first, left = counter_[counter_.size() - 2].first;
-    if (meeting_level(left, right) >= meeting_level(right, lane)) return;
-    fold_top();
-  }
+  if (!open_.empty()) tree_.push({lane_, std::move(open_)});
 }
 
 Tensor LaneSum::finish() {
   close_lane();
-  while (counter_.size() >= 2) fold_top();
-  Tensor sum;
-  if (!counter_.empty()) sum = std::move(counter_.back().second);
-  counter_.clear();
   lane_ = -1;
-  return sum;
+  return tree_.finish();
 }
 
-HessianAccumulator::HessianAccumulator(int64_t columns, DType dtype, Backend& backend)
-    : columns_(columns), backend_(backend), sum_({hessian_elements(columns)}, dtype, backend) {
+std::vector<LanePart> LaneSum::take_parts() {
+  close_lane();
+  lane_ = -1;
+  return tree_.take();
+}
+
+HessianAccumulator::HessianAccumulator(int64_t columns, DType dtype, Backend& backend,
+                                       LaneRange lanes)
+    : columns_(columns),
+      backend_(backend),
+      sum_({hessian_elements(columns)}, dtype, backend, lanes) {
   BITMILL_CHECK(columns > 0);
 }
 
@@ -69,19 +109,29 @@ void HessianAccumulator::add(TensorView x, int64_t samples, int lane) {
   if (x.rows() == 0) return;
   tokens_ += x.rows();
   backend_.hessian_update(x, sum_.open(lane));
+  lane_ = lane;
+}
+
+bool HessianAccumulator::finite() {
+  if (lane_ < 0) return true;
+  const Tensor& sum = sum_.open(lane_);
+  const Tensor diagonal(sum.dtype(), {columns_});
+  backend_.hessian_diagonal(sum, columns_, diagonal);
+  return sum.dtype() == DType::kF64 ? all_finite<double>(diagonal) : all_finite<float>(diagonal);
 }
 
 Hessian HessianAccumulator::finish() {
   Hessian result{columns_, samples_, tokens_, sum_.finish()};
   samples_ = tokens_ = 0;
+  lane_ = -1;
   return result;
 }
 
 MismatchAccumulator::MismatchAccumulator(int64_t columns, int64_t hidden, DType dtype,
-                                         Backend& backend)
+                                         Backend& backend, LaneRange lanes)
     : backend_(backend),
-      inputs_({columns, columns}, dtype, backend),
-      residual_({hidden, columns}, dtype, backend) {}
+      inputs_({columns, columns}, dtype, backend, lanes),
+      residual_({hidden, columns}, dtype, backend, lanes) {}
 
 void MismatchAccumulator::add(TensorView x, TensorView x_float, TensorView h, TensorView h_float,
                               int lane) {

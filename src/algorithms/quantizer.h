@@ -15,7 +15,8 @@ namespace bitmill {
 // One linear of a cut.
 struct LinearProblem {
   std::string module;
-  TensorView weight;          // host [out, in]: F32, or F64 in the golden suite
+  TensorView weight;          // host [rows, in]: F32, or F64 in the golden suite
+  int64_t first_row = 0;      // of the linear, where `weight` is a tile of its rows (for messages)
   QuantizeSettings settings;  // bits, grid, order: resolved for this module
   DType scale_dtype = DType::kF16;  // the stored type, chosen by the output format; kF64: unrounded (weight's type)
   bool static_groups = false;       // group grids taken before the sweep also with act_order=none
@@ -50,9 +51,30 @@ struct QuantizeRecord {
   double awq_gain = 1;       // group's error with the chosen scales over that without scales
 };
 
+// What the sums of a record are made of, F64 [rows] each, one value per row of the weight.
+struct RowSums {
+  Tensor loss;    // sum over columns of D_k (t_k - q_k)^2 / 2; empty: no sweep
+  Tensor error;   // e H e^T, or |e|^2 without a Hessian; may be a little below 0 by rounding
+  Tensor signal;  // w H w^T, or |w|^2
+};
+
 struct QuantizeResult {
   QuantizedLinear linear;
   QuantizeRecord record;
+  RowSums rows;
+};
+
+// Fills loss, error and relative_error of the record from the row sums, added in order of rows. The quantizers have done
+// it; a caller who joins the rows of several results does it again.
+void sum_rows(QuantizeResult& result);
+
+// A linear may be solved in tiles of 256 rows on several ranks: rows depend on each other in nothing but what is decided
+// here, for all of them. Every holder of rows of the linear calls in the same order, those without any rows too.
+class RowPeers {
+ public:
+  virtual ~RowPeers() = default;
+  // Does any holder say yes? Alone: what this one says.
+  virtual bool any(bool mine) const { return mine; }
 };
 
 class Quantizer {
@@ -67,10 +89,11 @@ class Quantizer {
   // Throws kUsage naming the key when the settings are impossible for this algorithm (bits, group size, order).
   virtual void check(const QuantizeSettings& settings) const = 0;
   // Quantizes linears that share one input. `hessian` may be null when needs_hessian() is false. All problems have the
-  // same `in`; settings may differ (the factor is shared where order and damping agree).
+  // same `in`; settings may differ (the factor is shared where order and damping agree). Problems may be row tiles of
+  // their linears, which begin at multiples of 256 rows; `peers` then reaches the holders of the others.
   // Error(kInput) on a non-finite weight or Hessian (names the module and the element).
   virtual std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems, const Hessian* hessian,
-                                               Backend& backend) const = 0;
+                                               Backend& backend, const RowPeers& peers = RowPeers()) const = 0;
 };
 
 const std::vector<const Quantizer*>& quantizers();

@@ -29,8 +29,6 @@ GridOptions grid_options(const LinearProblem& problem);
 QuantizeRecord start_record(const LinearProblem& problem, const Hessian* hessian);
 // Packs codes and grids into a QuantizedLinear with scales in their stored type.
 QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTensors grids);
-// error / tr(W H W^T), or the squared norm ratio without a Hessian; 0 where the denominator is 0.
-double relative_error(double error, double signal);
 
 // Rounds to nearest, with errors measured against `hessian` where it is given and has tokens.
 // Needs one copy of the weight besides the codes.

@@ -1,44 +1,51 @@
 // Round to nearest, and the parts it shares with GPTQ.
 #include "algorithms/rounding.h"
 
+#include <algorithm>
 #include <chrono>
+#include <numeric>
 
 namespace bitmill {
 namespace {
 
+// Squared norms of the rows of w - w_hat and of w.
 template <typename T>
-double squared_norm(TensorView x) {
-  double sum = 0;
-  for (int64_t i = 0; i < x.elements(); ++i) {
-    const double value = static_cast<double>(x.as<T>()[i]);
-    sum += value * value;
+void square_rows(TensorView w, TensorView w_hat, RowSums& rows) {
+  for (int64_t r = 0; r < w.rows(); ++r) {
+    double error = 0, signal = 0;
+    for (int64_t i = r * w.cols(); i < (r + 1) * w.cols(); ++i) {
+      const double e = static_cast<double>(w.as<T>()[i] - w_hat.as<T>()[i]);
+      const double value = static_cast<double>(w.as<T>()[i]);
+      error += e * e;
+      signal += value * value;
+    }
+    rows.error.as<double>()[r] = error;
+    rows.signal.as<double>()[r] = signal;
   }
-  return sum;
 }
 
-template <typename T>
-void subtract(TensorView w, TensorView w_hat) {  // w_hat = w - w_hat
-  for (int64_t i = 0; i < w.elements(); ++i) w_hat.as<T>()[i] = w.as<T>()[i] - w_hat.as<T>()[i];
+double total(const Tensor& values) {
+  if (values.empty()) return 0;
+  return std::accumulate(values.as<double>(), values.as<double>() + values.elements(), 0.0);
 }
 
-// Fills error and relative_error of a finished result.
+// Fills the row sums of a finished result.
 void measure(const LinearProblem& problem, const Hessian* hessian, Backend& backend,
              QuantizeResult& result) {
   const TensorView w = problem.weight;
   Tensor w_hat = backend.allocate(w.dtype, w.shape);
   backend.dequantize(result.linear, w_hat);
-  QuantizeRecord& record = result.record;
+  result.rows.error = Tensor(DType::kF64, {w.rows()});
+  result.rows.signal = Tensor(DType::kF64, {w.rows()});
   if (hessian && hessian->tokens > 0) {
-    record.error = backend.layer_error(w, w_hat, hessian->sum, hessian->factor());
-    const double signal = backend.layer_error(w, TensorView(), hessian->sum, hessian->factor());
-    record.relative_error = relative_error(record.error, signal);
+    backend.layer_errors(w, w_hat, hessian->sum, hessian->factor(), result.rows.error);
+    backend.layer_errors(w, TensorView(), hessian->sum, hessian->factor(), result.rows.signal);
   } else if (w.dtype == DType::kF64) {
-    subtract<double>(w, w_hat);
-    record.relative_error = relative_error(squared_norm<double>(w_hat), squared_norm<double>(w));
+    square_rows<double>(w, w_hat, result.rows);
   } else {
-    subtract<float>(w, w_hat);
-    record.relative_error = relative_error(squared_norm<float>(w_hat), squared_norm<float>(w));
+    square_rows<float>(w, w_hat, result.rows);
   }
+  sum_rows(result);
 }
 
 // Zero points as U8.
@@ -58,7 +65,8 @@ class Rtn final : public Quantizer {
   void check(const QuantizeSettings& settings) const override { check_grid_settings(settings); }
 
   std::vector<QuantizeResult> quantize(std::span<const LinearProblem> problems,
-                                       const Hessian* hessian, Backend& backend) const override {
+                                       const Hessian* hessian, Backend& backend,
+                                       const RowPeers& /*peers*/) const override {
     std::vector<QuantizeResult> results;
     for (const LinearProblem& problem : problems) {
       check(problem.settings);
@@ -90,7 +98,8 @@ void check_weight(const LinearProblem& problem, Backend& backend) {
   if (index < 0) return;
   const int64_t cols = problem.weight.cols();
   fail(ExitCode::kInput, "{}.weight: element {} (row {}, column {}) is not a finite number",
-       problem.module, index, index / cols, index % cols);
+       problem.module, problem.first_row * cols + index, problem.first_row + index / cols,
+       index % cols);
 }
 
 void fail_scale(const LinearProblem& problem) {
@@ -156,8 +165,12 @@ QuantizedLinear make_linear(const LinearProblem& problem, Tensor codes, GridTens
   return linear;
 }
 
-double relative_error(double error, double signal) {
-  return signal > 0 ? error / signal : 0;
+void sum_rows(QuantizeResult& result) {
+  QuantizeRecord& record = result.record;
+  const double error = std::max(0.0, total(result.rows.error)), signal = total(result.rows.signal);
+  record.loss = total(result.rows.loss);
+  record.error = record.tokens > 0 ? error : 0;
+  record.relative_error = signal > 0 ? error / signal : 0;
 }
 
 QuantizeResult round_to_nearest(const LinearProblem& problem, const Hessian* hessian,

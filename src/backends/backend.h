@@ -141,6 +141,11 @@ class Backend {
   // out = act(gate) * up, elementwise; gate, up F32 [tokens, n]; out C.
   virtual void gated_activation(TensorView gate, TensorView up, Activation activation, TensorView out) = 0;
 
+  // out = act(x gate^T + gate_bias) * (x up^T + up_bias): `linear` twice and gated_activation, without F32 outputs in memory.
+  // x C [tokens, in], gate and up [n, in], biases F32 [n] or empty, out C [tokens, n].
+  virtual void gated_linear(TensorView x, const PreparedWeight& gate, TensorView gate_bias, const PreparedWeight& up,
+                            TensorView up_bias, Activation activation, TensorView out) = 0;
+
   // nll[t] = logsumexp(logits[t, :]) - logits[t, targets[t]]; logits F32 [tokens, vocab], targets I32 [tokens] (-1: 0 is
   // written), nll F64 [tokens]; sums in double.
   virtual void token_nll(TensorView logits, TensorView targets, TensorView nll) = 0;
@@ -214,9 +219,10 @@ class Backend {
   // out [out, in] (F32 or C) = scale * (code - zero) in fp32 (or as the kind has it), then rounded
   // to out's type. The one dequantization.
   virtual void dequantize(const QuantizedLinear& linear, TensorView out) = 0;
-  // sum_{rows} e H e^T for e = w - w_hat, H = factor * packed h (undamped); w, w_hat [rows, n] F32/F64. In double.
-  // An empty w_hat stands for zeros: the signal tr(w H w^T), whose products may be fp32.
-  virtual double layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) = 0;
+  // errors[r] = e_r H e_r^T for e = w - w_hat, H = factor * packed h (undamped); w, w_hat [rows, n] F32/F64, errors F64
+  // [rows] in host memory. In double. An empty w_hat stands for zeros: the signal w_r H w_r^T, whose products may be fp32.
+  // Tiles of 256 rows.
+  virtual void layer_errors(TensorView w, TensorView w_hat, TensorView h, double factor, TensorView errors) = 0;
 
   // First non-finite element of a float tensor, or -1.
   virtual int64_t first_non_finite(TensorView x) = 0;

@@ -18,13 +18,31 @@ class AgreedError : public Error {
   explicit AgreedError(const Error& error) : Error(error) {}
 };
 
+// A message on its way. Its memory must stay until `wait` has returned or `done` has said true.
+class Message {
+ public:
+  Message();  // nothing on its way: done
+  ~Message();  // what is still on its way is cancelled
+  Message(Message&&) noexcept;
+  Message& operator=(Message&&) noexcept;
+  bool done();  // also lets all messages of this process move on
+  void wait();  // sleeps between polls, so that oversubscribed hosts stay usable
+
+ private:
+  friend class Communicator;
+  struct Requests;
+  std::unique_ptr<Requests> requests_;
+};
+
 class Communicator {
  public:
   // Initialises MPI when a launcher (mpirun, srun) started this process. Errors: kInternal when the launcher says N tasks
   // but MPI sees one (a mismatched PMI), with the hint that usually helps.
   static Communicator start(int* argc, char*** argv);
   Communicator(Communicator&&) noexcept;
-  ~Communicator();  // MPI_Finalize when it was initialised
+  ~Communicator();  // MPI_Finalize when `start` initialised it
+  // Collective. The ranks that give the same color, in the order of their ranks here. Local ranks are those of the whole.
+  Communicator split(int color) const;
 
   int rank() const { return rank_; }
   int size() const { return size_; }
@@ -39,9 +57,11 @@ class Communicator {
   // On rank 0: one string per rank in rank order; elsewhere empty.
   std::vector<std::string> gather(const std::string& text);
   double max(double value);
-  // Blocking send and receive of bytes (waiting ranks sleep between polls, so that oversubscribed hosts stay usable).
-  void send(const void* data, int64_t bytes, int to, int tag);
-  void receive(void* data, int64_t bytes, int from, int tag);
+  // Send and receive of any number of bytes, in pieces below 2^30. Messages of one pair and tag arrive in order.
+  Message start_send(const void* data, int64_t bytes, int to, int tag);
+  Message start_receive(void* data, int64_t bytes, int from, int tag);
+  void send(const void* data, int64_t bytes, int to, int tag) { start_send(data, bytes, to, tag).wait(); }
+  void receive(void* data, int64_t bytes, int from, int tag) { start_receive(data, bytes, from, tag).wait(); }
 
   // Short notes to rank 0 (progress, records), in order per sender: `post` on other ranks, `poll_post` on rank 0, which
   // returns at once, with a note if one has arrived.
@@ -54,10 +74,19 @@ class Communicator {
   // Ends all ranks of the job with this code, now. The only call that kills peers.
   [[noreturn]] void abort(ExitCode code);
 
+  // Before every collective call, do all ranks make the same one? Error(kInternal) naming two that differ, where a run would
+  // hang. Costs a reduction per call: on in debug builds, off in others.
+  void check_calls(bool on) { checks_calls_ = on; }
+
  private:
-  Communicator() = default;
+  struct Handle;  // of MPI
+  Communicator();
+  void enter(const char* call);
+
+  std::unique_ptr<Handle> handle_;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   bool uses_mpi_ = false;
+  bool checks_calls_;
 };
 
 // Runs `body` on every rank; if any throws Error, all throw the error of the lowest failing rank. Collective.

@@ -9,8 +9,10 @@ constexpr int kActivationTag = 2;
 class SelfTransport final : public Transport {
  public:
   std::string name() const override { return "self"; }
-  void send(TensorView, int to) override { refuse(to); }
-  void receive(TensorView, int from) override { refuse(from); }
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  std::unique_ptr<Transfer> start_send(TensorView, int to) override { refuse(to); }
+  std::unique_ptr<Transfer> start_receive(TensorView, int from) override { refuse(from); }
 
  private:
   [[noreturn]] static void refuse(int peer) {
@@ -18,12 +20,29 @@ class SelfTransport final : public Transport {
   }
 };
 
+class MpiTransfer final : public Transfer {
+ public:
+  explicit MpiTransfer(Message message) : message_(std::move(message)) {}
+  bool done() override { return message_.done(); }
+  void wait() override { message_.wait(); }
+
+ private:
+  Message message_;
+};
+
 class MpiTransport final : public Transport {
  public:
   explicit MpiTransport(Communicator& comm) : comm_(comm) {}
   std::string name() const override { return "mpi"; }
-  void send(TensorView t, int to) override { comm_.send(t.data, t.bytes(), to, kActivationTag); }
-  void receive(TensorView t, int from) override { comm_.receive(t.data, t.bytes(), from, kActivationTag); }
+  int rank() const override { return comm_.rank(); }
+  int size() const override { return comm_.size(); }
+  std::unique_ptr<Transfer> start_send(TensorView t, int to) override {
+    return std::make_unique<MpiTransfer>(comm_.start_send(t.data, t.bytes(), to, kActivationTag));
+  }
+  std::unique_ptr<Transfer> start_receive(TensorView t, int from) override {
+    return std::make_unique<MpiTransfer>(
+        comm_.start_receive(t.data, t.bytes(), from, kActivationTag));
+  }
 
  private:
   Communicator& comm_;

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "core/dtype.h"
@@ -215,28 +216,40 @@ Grid<T> search_mse(const T* w, int64_t count, int64_t stride, T xmin, T xmax,
 
 // Six times the expected error of a grid: sum_i importance_i E[(value(x) - x)^2], x normal around
 // w_i, by the three-point Gauss-Hermite rule (nodes 0 and +-sqrt(3) deviations, exact up to the
-// fifth power). `spread` is sqrt(3) times the deviation. Sixteen partial sums, whatever the
-// machine's vectors.
+// fifth power). `spread` is sqrt(3) times the deviation, importance >= 0. Sixteen partial sums,
+// whatever the machine's vectors. A result above `limit` may be a part of the error: sums only grow.
 template <typename T>
 T expected_error(const T* w, const T* importance, const T* spread, int64_t count, Grid<T> grid,
-                 T maxq) {
+                 T maxq, T limit = std::numeric_limits<T>::infinity()) {
   constexpr int64_t kLanes = 16;
   T sums[kLanes] = {};
+  // Next to a tie the reciprocal may take the other neighbour, which is as far away.
+  const T inverse = T(1) / grid.scale;
   const auto error = [&](T x) {
-    const T d = from_code(to_code(x, grid, maxq), grid) - x;
+    const T code = std::min(std::max(std::rint(x * inverse) + grid.zero, T(0)), maxq);
+    const T d = from_code(code, grid) - x;
     return d * d;
   };
   const auto term = [&](int64_t i) {
     const T outer = error(w[i] - spread[i]) + error(w[i] + spread[i]);
     return importance[i] * (T(4) * error(w[i]) + outer);
   };
+  const auto folded = [&] {
+    T parts[kLanes];
+    std::copy_n(sums, kLanes, parts);
+    for (int64_t half = kLanes / 2; half > 0; half /= 2)
+      for (int64_t lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+    return parts[0];
+  };
+  constexpr int64_t kLook = 4 * kLanes;  // columns between two looks at the limit
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
+  for (; i + kLanes <= count; i += kLanes) {
+    if (i > 0 && i % kLook == 0)
+      if (const T part = folded(); part > limit) return part;
     for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += term(i + lane);
+  }
   for (; i < count; ++i) sums[i % kLanes] += term(i);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  return sums[0];
+  return folded();
 }
 
 // What the solver knows about the columns of a group, for the range search of fit_grid;
@@ -261,7 +274,8 @@ Grid<T> search_expected(const T* w, int64_t count, T xmin, T xmax, const GridOpt
   for (int step = 1; step < 30; ++step) {
     const T p = static_cast<T>(1 - step / 50.0);
     const Grid<T> grid = grid_from_range(p * xmin, p * xmax, options);
-    const T error = expected_error(w, columns.importance, spread, count, grid, maxq);
+    const T error =
+        expected_error(w, columns.importance, spread, count, grid, maxq, best_error);
     if (error < best_error) {
       best_error = error;
       best = grid;

@@ -9,13 +9,16 @@ namespace bitmill {
 
 namespace {
 constexpr int64_t kPage = 4096;
-// What may lie free beyond the peak of blocks in use, for ranges that no request happens to fit: at least this much, and
-// this part of the peak.
+// What may lie free beyond the peak of blocks in use, for ranges that no request happens to fit: at
+// least this much, and this part of the peak.
 constexpr int64_t kSlack = 16 << 20, kSlackPart = 16;
-// Address space that the heap grows through where nothing else comes to lie in it, so that neighbours can be joined.
+// Address space that the heap grows through where nothing else comes to lie in it, so that
+// neighbours can be joined.
 constexpr size_t kReach = size_t{1} << 40;
 
-int64_t whole_pages(int64_t bytes) { return (std::max<int64_t>(bytes, 1) + kPage - 1) / kPage * kPage; }
+int64_t whole_pages(int64_t bytes) {
+  return (std::max<int64_t>(bytes, 1) + kPage - 1) / kPage * kPage;
+}
 }  // namespace
 
 void* PageHeap::allocate(int64_t bytes) {
@@ -59,7 +62,8 @@ void PageHeap::trim() {
 void* PageHeap::take(int64_t size) {
   auto best = free_.end();
   for (auto range = free_.begin(); range != free_.end(); ++range)
-    if (range->second >= size && (best == free_.end() || range->second < best->second)) best = range;
+    if (range->second >= size && (best == free_.end() || range->second < best->second))
+      best = range;
   if (best == free_.end()) return nullptr;
   char* const block = best->first;
   const int64_t left = best->second - size;
@@ -82,7 +86,8 @@ void* PageHeap::grow(int64_t size) {
 }
 
 void PageHeap::make_room(int64_t size) {
-  const int64_t peak = std::max(peak_, used_ + size), limit = peak + std::max(kSlack, peak / kSlackPart);
+  const int64_t peak = std::max(peak_, used_ + size),
+                limit = peak + std::max(kSlack, peak / kSlackPart);
   while (!free_.empty() && free_bytes_ + used_ + size > limit)
     unmap(std::max_element(free_.begin(), free_.end(),
                            [](const auto& a, const auto& b) { return a.second < b.second; }));

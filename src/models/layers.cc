@@ -295,10 +295,13 @@ void DecoderGraph::attend(const BlockWeights& weights, TensorView input, MicroBa
 
 void DecoderGraph::gate(const BlockWeights& weights, TensorView input, MicroBatch& batch,
                         Backend& backend) const {
-  const Tensor gated = project(kGate, weights, input, backend);
-  const Tensor up = project(kUp, weights, input, backend);
-  batch.carry = backend.allocate(backend.compute(), gated.shape());
-  backend.gated_activation(gated, up, activation_, batch.carry);
+  const auto bias = [&](int linear) {
+    const LinearSpec& spec = block_.linears[linear];
+    return spec.bias ? weights.floats(spec.bias_name()) : TensorView{};
+  };
+  batch.carry = backend.allocate(backend.compute(), {batch.tokens(), block_.linears[kGate].out});
+  backend.gated_linear(input, weights.linear(kGate), bias(kGate), weights.linear(kUp), bias(kUp), activation_,
+                       batch.carry);
 }
 
 }  // namespace

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <set>
 
-#include "pipeline/stage.h"
-
 namespace bitmill {
 namespace {
 
@@ -85,14 +83,16 @@ std::vector<std::string> folded_tensors(const RunOptions& options, const ModelSp
   return {names.begin(), names.end()};
 }
 
-void BlockChange::apply(int linear, TensorView weight, bool clip, Backend& backend) const {
+void BlockChange::apply(int linear, TensorView weight, int64_t first_row, bool clip,
+                        Backend& backend) const {
   const auto found = linears_.find(linear);
   if (found == linears_.end()) return;
   const Linear& change = found->second;
   if (!change.columns.empty()) multiply_columns(weight, change.columns, backend);
+  const auto rows_of = [&](TensorView x) { return x.slice(first_row, first_row + weight.rows()); };
   if (clip && !change.limits.empty())
-    clamp_groups(weight, change.group_size, change.limits, backend);
-  if (!change.rows.empty()) divide_rows(weight, change.rows, backend);
+    clamp_groups(weight, change.group_size, rows_of(change.limits), backend);
+  if (!change.rows.empty()) divide_rows(weight, rows_of(change.rows), backend);
 }
 
 void BlockChange::describe(int linear, QuantizeRecord& record) const {
@@ -107,23 +107,24 @@ void BlockChange::describe(int linear, QuantizeRecord& record) const {
 // One block's pass.
 class AwqPass {
  public:
-  AwqPass(const RunOptions& options, const ModelSource& source, const OutputFormat& format,
-          const BlockSpec& block, const BlockGraph& graph, const Activations& activations,
-          Backend& backend, PhaseSeconds& phases)
-      : options_(options),
-        source_(source),
-        format_(format),
+  AwqPass(const BlockContext& context, const BlockSpec& block, const BlockGraph& graph,
+          Activations& activations)
+      : context_(context),
+        options_(context.options),
+        source_(context.source),
+        format_(context.format),
         block_(block),
         graph_(graph),
-        backend_(backend),
-        phases_(phases),
-        weights_(source.read_block_floats(block, backend)) {
-    int64_t tokens = 0;
-    for (size_t i = 0; i < activations.batches.size() && tokens < options.awq.tokens; ++i) {
+        backend_(context.backend),
+        phases_(context.phases),
+        weights_(source_.read_block_floats(block, backend_)) {
+    for (size_t i = 0; i < activations.batches.size(); ++i) {
+      const BatchRange& range = activations.ranges[i];
+      if (range.first_sample * activations.length >= options_.awq.tokens) break;
+      activations.await(i);
       const MicroBatch& given = activations.batches[i];
       batches_.push_back({given.sequences, given.length, clone(given.hidden), Tensor()});
-      ranges_.push_back(activations.ranges[i]);
-      tokens += given.tokens();
+      ranges_.push_back(range);
     }
   }
 
@@ -152,15 +153,17 @@ class AwqPass {
 
   InputStatistics collect(int cut) {
     const int64_t in = block_.cuts[cut].in;
-    InputStatistics statistics;
-    statistics.magnitudes = Tensor::zeros(DType::kF64, {in});
-    HessianAccumulator sum(in, DType::kF32, backend_);
+    HessianAccumulator sum(in, DType::kF32, backend_, context_.lanes());
+    LaneSum magnitudes({in}, DType::kF64, backend_, context_.lanes());
     for (size_t i = 0; i < batches_.size(); ++i) {
       const TensorView x = graph_.input(cut, weights_, batches_[i], backend_, scratch_);
       sum.add(x, ranges_[i].samples, ranges_[i].lane);
-      backend_.add_magnitudes(x, statistics.magnitudes);
+      backend_.add_magnitudes(x, magnitudes.open(ranges_[i].lane));
     }
-    statistics.hessian = sum.finish();
+    InputStatistics statistics;
+    statistics.hessian = context_.group.merge(sum);
+    statistics.magnitudes = context_.group.merge(magnitudes);
+    if (statistics.magnitudes.empty()) statistics.magnitudes = Tensor::zeros(DType::kF64, {in});
     return statistics;
   }
 
@@ -261,10 +264,24 @@ class AwqPass {
       if (!change_.changes(linear) || !clips(block_.linears[linear])) continue;
       BlockChange::Linear& change = change_.linears_[linear];
       if (!change.columns.empty()) multiply_columns(weights[i], change.columns, backend_);
-      change.limits = search_clip(problem(linear, weights[i]), statistics.hessian, backend_);
+      change.limits = limits_of(linear, weights[i], statistics);
     }
   }
 
+  // Rows are clipped one by one: each member searches its own.
+  Tensor limits_of(int linear, TensorView weight, const InputStatistics& statistics) {
+    const auto shares = share_rows({weight.rows()}, context_.group.size()).front();
+    const RowRange mine = shares[context_.group.member()];
+    const Tensor found = search_clip(problem(linear, weight.slice(mine.first, mine.end)),
+                                     statistics.hessian, backend_);
+    Tensor limits(DType::kF64, {weight.rows(), found.cols()});
+    std::copy_n(found.as<double>(), found.elements(),
+                limits.view().slice(mine.first, mine.end).as<double>());
+    context_.group.gather_rows(limits, shares);
+    return limits;
+  }
+
+  const BlockContext& context_;
   const RunOptions& options_;
   const ModelSource& source_;
   const OutputFormat& format_;
@@ -279,11 +296,9 @@ class AwqPass {
   BlockChange change_;
 };
 
-BlockChange find_block_change(const RunOptions& options, const ModelSource& source,
-                              const OutputFormat& format, const BlockSpec& block,
-                              const BlockGraph& graph, const Activations& activations,
-                              Backend& backend, PhaseSeconds& phases) {
-  return AwqPass(options, source, format, block, graph, activations, backend, phases).run();
+BlockChange find_block_change(const BlockContext& context, const BlockSpec& block,
+                              const BlockGraph& graph, Activations& activations) {
+  return AwqPass(context, block, graph, activations).run();
 }
 
 }  // namespace bitmill

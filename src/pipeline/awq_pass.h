@@ -9,21 +9,18 @@
 
 #include "algorithms/awq.h"
 #include "models/family.h"
-#include "pipeline/calibration.h"
-#include "pipeline/loader.h"
-#include "pipeline/records.h"
+#include "pipeline/batch_flow.h"
+#include "pipeline/block_context.h"
 
 namespace bitmill {
-
-struct Activations;
 
 // What the pass decided for one block. Default: nothing changes.
 class BlockChange {
  public:
-  // In place on `weight` F32 [out, in] of a linear as the source has it: columns times the scales
-  // of its input, its group clamped (with `clip`; without it the block's float function stays),
-  // rows divided by the scales of what it feeds.
-  void apply(int linear, TensorView weight, bool clip, Backend& backend) const;
+  // In place on rows of a linear as the source has it, `weight` F32 [rows, in] from row `first_row`
+  // on: columns times the scales of its input, its group clamped (with `clip`; without it the
+  // block's float function stays), rows divided by the scales of what it feeds.
+  void apply(int linear, TensorView weight, int64_t first_row, bool clip, Backend& backend) const;
   bool changes(int linear) const { return linears_.contains(linear); }
   // Folded norms, biases and float consumers in their stored dtype, by tensor name.
   const std::map<std::string, Tensor>& floats() const { return floats_; }
@@ -59,9 +56,8 @@ std::vector<std::string> folded_tensors(const RunOptions& options, const ModelSp
 // Runs the float block over the first micro-batches of `activations` (awq.tokens of them or a few
 // more) and searches cut by cut. The activations stay as they are. Holds one cut's weights (F32 and
 // prepared), one Hessian and a copy of the subset at a time.
-BlockChange find_block_change(const RunOptions& options, const ModelSource& source,
-                              const OutputFormat& format, const BlockSpec& block,
-                              const BlockGraph& graph, const Activations& activations,
-                              Backend& backend, PhaseSeconds& phases);
+// Collective: members of a stage sum over their own micro-batches, then all decide the same.
+BlockChange find_block_change(const BlockContext& context, const BlockSpec& block,
+                              const BlockGraph& graph, Activations& activations);
 
 }  // namespace bitmill

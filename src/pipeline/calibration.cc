@@ -1,6 +1,7 @@
 #include "pipeline/calibration.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace bitmill {
 
@@ -24,6 +25,13 @@ std::vector<BatchRange> plan_batches(int64_t samples, int64_t length, int lanes,
       batches.push_back({lane, first, std::min(per_batch, end - first)});
   }
   return batches;
+}
+
+std::vector<BatchRange> batches_of_lanes(const std::vector<BatchRange>& batches, int first, int end) {
+  std::vector<BatchRange> mine;
+  std::copy_if(batches.begin(), batches.end(), std::back_inserter(mine),
+               [&](const BatchRange& batch) { return batch.lane >= first && batch.lane < end; });
+  return mine;
 }
 
 int64_t count_batches(int64_t samples, int64_t length, int lanes, int64_t microbatch_tokens) {

@@ -18,6 +18,8 @@ struct BatchRange {
 // Example: 10 samples of 512 tokens, 4 lanes, 1024 tokens -> lanes {0,1} {2,3,4} {5,6} {7,8,9}
 //          -> batches 0-1 | 2-3 4 | 5-6 | 7-8 9.
 std::vector<BatchRange> plan_batches(int64_t samples, int64_t length, int lanes, int64_t microbatch_tokens);
+// Those of `batches` whose lanes are in [first, end).
+std::vector<BatchRange> batches_of_lanes(const std::vector<BatchRange>& batches, int first, int end);
 // plan_batches(...).size() without the list: a plan may be for any number of samples.
 int64_t count_batches(int64_t samples, int64_t length, int lanes, int64_t microbatch_tokens);
 

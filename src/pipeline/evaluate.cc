@@ -82,6 +82,22 @@ class Scorer {
   Sums sums_, window_;
 };
 
+void run_block(const ModelSource& source, int64_t index, TensorView rope, Activations& activations, Backend& backend) {
+  const BlockSpec& block = source.spec().blocks[index];
+  const BlockWeights weights = source.read_block(block, backend);
+  const auto graph = source.family().graph(source.spec(), index, rope);
+  Tensor scratch;
+  for (size_t i = 0; i < activations.batches.size(); ++i) {
+    activations.await(i);
+    MicroBatch& batch = activations.batches[i];
+    for (size_t cut = 0; cut < block.cuts.size(); ++cut) {
+      const TensorView x = graph->input(static_cast<int>(cut), weights, batch, backend, scratch);
+      graph->advance(static_cast<int>(cut), weights, x, batch, backend);
+    }
+    if (activations.leave) activations.leave(i);
+  }
+}
+
 // A model's activations behind its last block: on the last working rank, empty elsewhere.
 Activations run_model(const ModelSource& source, const Tensor& ids, const RunOptions& options, Communicator& comm,
                       Transport& transport, Backend& backend) {
@@ -92,21 +108,19 @@ Activations run_model(const ModelSource& source, const Tensor& ids, const RunOpt
   const BlockRange mine = ranges[static_cast<size_t>(comm.rank())];
   Activations activations =
       make_activations(plan_batches(ids.rows(), ids.cols(), 1, options.run.microbatch_tokens), ids.cols());
+  PhaseSeconds phases{};
+  std::shared_ptr<BatchSender> sender;
   if (comm.rank() == 0) embed_tokens(source, ids, activations, backend);
-  else receive_activations(activations, spec.hidden, comm.rank() - 1, transport, backend);
+  else receive_from(activations, spec.hidden, comm.rank() - 1, transport, backend, phases);
   const Tensor rope = backend.upload(rope_table(spec.rope, ids.cols()));
   for (int64_t b = mine.first; b < mine.end; ++b) {
-    const BlockWeights weights = source.read_block(spec.blocks[b], backend);
-    const auto graph = source.family().graph(spec, b, rope);
-    Tensor scratch;
-    for (MicroBatch& batch : activations.batches)
-      for (size_t cut = 0; cut < spec.blocks[b].cuts.size(); ++cut) {
-        const TensorView x = graph->input(static_cast<int>(cut), weights, batch, backend, scratch);
-        graph->advance(static_cast<int>(cut), weights, x, batch, backend);
-      }
+    if (b + 1 == mine.end && comm.rank() != last)
+      sender = send_to(activations, comm.rank() + 1, transport, backend, phases);
+    run_block(source, b, rope, activations, backend);
   }
-  if (comm.rank() == last) return activations;
-  send_activations(activations, comm.rank() + 1, transport, backend);
+  activations.arrive = nullptr;  // it refers to this function's variables
+  if (!sender) return activations;
+  sender->finish();
   return {};
 }
 

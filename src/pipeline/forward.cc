@@ -6,6 +6,7 @@ namespace bitmill {
 
 Activations make_activations(std::vector<BatchRange> ranges, int64_t length) {
   Activations activations;
+  activations.length = length;
   for (const BatchRange& range : ranges) {
     MicroBatch batch;
     batch.sequences = range.samples;
@@ -70,21 +71,29 @@ void expect_float_stream(Activations& activations) {
     activations.float_batches.push_back({batch.sequences, batch.length, Tensor(), Tensor()});
 }
 
-void send_activations(Activations& activations, int to, Transport& transport, Backend& backend) {
-  for (std::vector<MicroBatch>* stream : {&activations.batches, &activations.float_batches})
-    for (MicroBatch& batch : *stream) {
-      const Tensor host = backend.download(std::move(batch.hidden));
-      transport.send(host, to);
+void receive_from(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend,
+                  PhaseSeconds& phases) {
+  const bool compares = !activations.float_batches.empty();
+  const auto receiver = std::make_shared<BatchReceiver>(transport, from, backend, activations.ranges, activations.length,
+                                                        hidden, compares ? 2 : 1);
+  activations.arrive = [&activations, &phases, receiver, compares, next = size_t{0}](size_t i) mutable {
+    PhaseTimer timer(phases, Phase::kWait);
+    for (; next <= i; ++next) {
+      activations.batches[next] = receiver->receive();
+      if (compares) activations.float_batches[next] = receiver->receive();
     }
+  };
 }
 
-void receive_activations(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend) {
-  for (std::vector<MicroBatch>* stream : {&activations.batches, &activations.float_batches})
-    for (MicroBatch& batch : *stream) {
-      Tensor host(backend.compute(), {batch.tokens(), hidden});
-      transport.receive(host, from);
-      batch.hidden = backend.upload(std::move(host));
-    }
+std::shared_ptr<BatchSender> send_to(Activations& activations, int to, Transport& transport, Backend& backend,
+                                     PhaseSeconds& phases) {
+  auto sender = std::make_shared<BatchSender>(transport, to, backend);
+  activations.leave = [&activations, &phases, sender](size_t i) {
+    PhaseTimer timer(phases, Phase::kTransfer);
+    sender->send(std::move(activations.batches[i].hidden));
+    if (!activations.float_batches.empty()) sender->send(std::move(activations.float_batches[i].hidden));
+  };
+  return sender;
 }
 
 namespace {

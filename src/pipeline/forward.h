@@ -6,7 +6,8 @@
 
 #include "comm/transport.h"
 #include "pipeline/loader.h"
-#include "pipeline/stage.h"
+#include "pipeline/batch_flow.h"
+#include "pipeline/records.h"
 
 namespace bitmill {
 
@@ -22,10 +23,13 @@ void expect_float_stream(Activations& activations);
 // that of one stored row per token of a micro-batch; only these rows are checked for NaN and Inf.
 void embed_tokens(const ModelSource& source, TensorView ids, Activations& activations, Backend& backend);
 
-// Sends all micro-batches to rank `to`, freeing each, those of the float model behind the others; receives them from rank
-// `from`.
-void send_activations(Activations& activations, int to, Transport& transport, Backend& backend);
-void receive_activations(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend);
+// From now on micro-batches (each followed by the float model's, where there is a float stream) arrive from rank `from`,
+// one by one as they are awaited.
+void receive_from(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend,
+                  PhaseSeconds& phases);
+// From now on a micro-batch that leaves goes to rank `to` and is freed. Call `finish` of the result when all have left.
+std::shared_ptr<BatchSender> send_to(Activations& activations, int to, Transport& transport, Backend& backend,
+                                     PhaseSeconds& phases);
 
 // The final norm as a graph of one cut: `input` is what the head multiplies. Nothing follows the
 // head, so `advance` must not be called.

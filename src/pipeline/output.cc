@@ -45,9 +45,9 @@ void remove_leftovers(const std::string& path) {
     remove_file(path + "/bitmill/" + name);
 }
 
-std::string base_key(const std::string& key) { return key.substr(0, key.find(".part-")); }
-
 }  // namespace
+
+std::string shard_key(const ShardPlan& shard) { return shard.key.substr(0, shard.key.find(".part-")); }
 
 void OutputDirectory::prepare(const Plan& plan, const Fingerprint& fingerprint,
                               const std::vector<std::string>& text_files) const {
@@ -67,6 +67,11 @@ ShardWriter& KeyWriter::shard_of(const std::string& name) {
   fail(ExitCode::kInternal, "internal error: tensor {} is in no shard of the plan", name);
 }
 
+bool KeyWriter::holds(const std::string& name) const {
+  return std::any_of(shards_.begin(), shards_.end(),
+                     [&](const ShardWriter& shard) { return shard.holds(name); });
+}
+
 void KeyWriter::write(std::vector<NamedTensor> tensors) {
   for (NamedTensor& tensor : tensors) write(std::move(tensor));
 }
@@ -83,11 +88,11 @@ int64_t KeyWriter::file_bytes() const {
   return bytes;
 }
 
-KeyWriter OutputDirectory::start_shards(const Plan& plan, const std::string& key,
+KeyWriter OutputDirectory::start_shards(const Plan& plan, const std::string& key, int rank,
                                         WriteBehind& queue) const {
   KeyWriter writer;
   for (const ShardPlan& shard : plan.shards) {
-    if (base_key(shard.key) != key) continue;
+    if (shard.rank != rank || shard_key(shard) != key) continue;
     std::vector<NamedView> specs;
     for (const PackedSpec& spec : shard.tensors)
       specs.push_back({spec.name, {nullptr, spec.dtype, spec.shape}});
@@ -116,7 +121,7 @@ int64_t OutputDirectory::write_shards(const Plan& plan, const std::string& key,
   size_t written = 0;
   int64_t bytes = 0;
   for (const ShardPlan& shard : plan.shards) {
-    if (base_key(shard.key) != key) continue;
+    if (shard_key(shard) != key) continue;
     bytes += write_shard(shard, tensors);
     written += shard.tensors.size();
   }

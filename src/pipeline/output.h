@@ -17,7 +17,9 @@ namespace bitmill {
 // The shard or shards of one plan key while their tensors are made: handed over one by one, in any order, and written behind.
 class KeyWriter {
  public:
-  // As ShardWriter's, whichever shard of the key holds `name`; it must be one of the plan's tensors.
+  // Does one of these shards hold the tensor?
+  bool holds(const std::string& name) const;
+  // As ShardWriter's, whichever of the shards holds `name`.
   void write(NamedTensor tensor) { shard_of(tensor.name).write(tensor.name, std::move(tensor.data)); }
   void write(std::vector<NamedTensor> tensors);
   void write_part(const std::string& name, int64_t offset, Tensor data) {
@@ -44,8 +46,9 @@ class OutputDirectory {
   // files its manifest names) and writes the "running" manifest. Error(kOutput).
   void prepare(const Plan& plan, const Fingerprint& fingerprint, const std::vector<std::string>& text_files) const;
 
-  // Opens the shards of one plan key ("block-00003", "embedding") for tensors that `queue` will write. Error(kOutput).
-  KeyWriter start_shards(const Plan& plan, const std::string& key, WriteBehind& queue) const;
+  // Opens those shards of one plan key ("block-00003", "embedding") that `rank` writes, for tensors that `queue` will write.
+  // Error(kOutput).
+  KeyWriter start_shards(const Plan& plan, const std::string& key, int rank, WriteBehind& queue) const;
 
   // Writes the tensors of one plan key ("block-00003", "embedding") into its shard or shards, durably. The tensors must be
   // exactly those the plan lists. Returns bytes written.
@@ -73,6 +76,9 @@ class OutputDirectory {
 
   std::string path_;
 };
+
+// The plan key a shard belongs to: its own, or that of a block cut into parts.
+std::string shard_key(const ShardPlan& shard);
 
 // Tokenizer, generation and licence files of a model directory that an output takes along byte for byte.
 std::vector<std::string> companion_files(const std::string& model_directory);

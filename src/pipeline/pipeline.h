@@ -3,23 +3,9 @@
 
 #include <vector>
 
-#include "comm/transport.h"
-#include "pipeline/loader.h"
-#include "pipeline/output.h"
-#include "pipeline/plan.h"
-#include "pipeline/records.h"
+#include "pipeline/rank_work.h"
 
 namespace bitmill {
-
-// A resolved job, the same on every rank (ids: rank 0 only).
-struct QuantizeJob {
-  const RunOptions& options;
-  const ModelSource& source;
-  const OutputFormat& format;
-  const Plan& plan;
-  const OutputDirectory& output;
-  Tensor ids;  // I32 [samples, length]
-};
 
 // What rank 0 knows at the end; empty elsewhere.
 struct QuantizeOutcome {

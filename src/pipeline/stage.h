@@ -1,4 +1,4 @@
-// Stage: quantizes one block on one rank, segment by segment ("capture is propagation").
+// Stage: quantizes one block on the ranks that share it, segment by segment ("capture is propagation").
 //
 // Quantized mode: for each cut of the block: the Hessian of its input over all micro-batches, the solve, then the cut's
 // linears run once with their quantized weights, while the next cut's Hessian is already being summed:
@@ -13,76 +13,45 @@
 //
 // Where a linear uses AWQ, a pass over the float block comes first (pipeline/awq_pass.h); all of the above then works on the
 // scaled and clipped block.
+//
+// Each member of a stage runs the micro-batches of its lanes and solves its row tiles (pipeline/stage_group.h).
 #pragma once
 
-#include <functional>
-#include <map>
-#include <string>
 #include <vector>
 
-#include "core/options.h"
-#include "pipeline/calibration.h"
-#include "pipeline/loader.h"
-#include "pipeline/records.h"
+#include "pipeline/batch_flow.h"
+#include "pipeline/block_context.h"
+#include "pipeline/block_solver.h"
+#include "pipeline/capture.h"
 
 namespace bitmill {
 
-// Micro-batches of this rank between two blocks, with their lanes.
-struct Activations {
-  std::vector<BatchRange> ranges;
-  std::vector<MicroBatch> batches;
-  // The same tokens as the float model has them, for gptaq; empty when nothing compares with it.
-  std::vector<MicroBatch> float_batches;
-};
-
-// What a block becomes: tensors for its shard.
-struct PackedBlock {
-  std::vector<NamedTensor> tensors;
-  std::vector<QuantizeRecord> records;
-  bool failed = false;  // some module met on_failed=fail
-};
-
 class Stage {
  public:
-  // All references outlive the stage. `on_record` is called once per finished linear.
-  Stage(const RunOptions& options, const ModelSource& source, const OutputFormat& format, Backend& backend,
-        PhaseSeconds& phases, std::function<void(const QuantizeRecord&)> on_record);
+  explicit Stage(const BlockContext& context) : context_(context) {}
 
-  // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output.
+  // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output. Collective
+  // among the members.
   PackedBlock run(int64_t index, const BlockGraph* graph, Activations& activations);
   // Quantizes the head behind the last block: its Hessian is that of the final norm's output.
   // `activations` (may be empty, as above) stay as they are; the tensors are the head's alone.
   PackedBlock run_head(Activations& activations);
 
  private:
-  struct Work;     // state of the block being quantized
-  struct Capture;  // sums of one cut while its inputs pass by
-  struct CutSums;  // what a cut is solved with
+  struct Work;  // state of the block being quantized
   void run_cuts(Work& work);
-  void check_finite(const Work& work, int cut, TensorView x, const BatchRange& range) const;
-  Capture start_capture(const Work& work, int cut) const;
   CutSums collect(Work& work, int cut);
-  void collect_whole_block(Work& work);
-  void solve(Work& work, int cut, const CutSums* sums);
-  void advance(Work& work, int cut, Capture* next);
+  std::vector<CutSums> collect_whole_block(Work& work);
+  void advance(Work& work, int cut, CutCapture* next);
   void advance_float(Work& work, int cut, MicroBatch& batch);
-  std::vector<QuantizeResult> quantize_group(Work& work, const std::vector<int>& linears, const CutSums* sums);
-  void keep(Work& work, int linear, QuantizeResult result);
-  void keep_float(Work& work, int linear);
-  void add_input(Work& work, int cut, const MicroBatch& batch, const BatchRange& range, HessianAccumulator& sum);
-  void add_inputs(Work& work, int cut, size_t batch, Capture& capture);
-  bool needs_hessian(const BlockSpec& block, int cut) const;
-  bool needs_mismatch(const BlockSpec& block, int cut) const;
-  Tensor read_float(const Work& work, const std::string& name) const;
-  BlockWeights read_changed_block(const Work& work);
+  void add_inputs(Work& work, int cut, size_t batch, CutCapture& capture);
+  bool needs_hessian(const Work& work, int cut) const;
 
-  const RunOptions& options_;
-  const ModelSource& source_;
-  const OutputFormat& format_;
-  Backend& backend_;
-  PhaseSeconds& phases_;
-  std::function<void(const QuantizeRecord&)> on_record_;
+  const BlockContext& context_;
 };
+
+// The float block after AWQ's scaling (and before clipping): it computes what the source's does.
+BlockWeights read_changed_block(const BlockContext& context, const BlockSpec& block, const BlockChange& change);
 
 // Does any module of the model compare its inputs with the float model's?
 bool needs_float_stream(const RunOptions& options, const ModelSpec& spec);

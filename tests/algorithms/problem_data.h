@@ -54,6 +54,16 @@ inline Tensor random_inputs(int64_t tokens, int64_t cols, uint64_t seed) {
   return x;
 }
 
+// tr(E H E^T), E = w - w_hat, H normalised and undamped.
+inline double layer_error(TensorView w, TensorView w_hat, const Hessian& hessian,
+                          Backend& backend) {
+  Tensor rows(DType::kF64, {w.rows()});
+  backend.layer_errors(w, w_hat, hessian.sum, hessian.factor(), rows);
+  double sum = 0;
+  for (int64_t r = 0; r < w.rows(); ++r) sum += rows.as<double>()[r];
+  return sum;
+}
+
 inline Hessian hessian_of(TensorView x, Backend& backend) {
   HessianAccumulator accumulator(x.cols(), x.dtype, backend);
   accumulator.add(x, 8, 0);

@@ -80,7 +80,7 @@ TEST_F(GptqTest, RecordedErrorIsTheLayerErrorOfTheStoredWeights) {
     const QuantizeResult result = run(settings(order, 32));
     Tensor w_hat(DType::kF64, weight_.shape());
     backend_->dequantize(result.linear, w_hat);
-    const double error = backend_->layer_error(weight_, w_hat, hessian_.sum, hessian_.factor());
+    const double error = testing::layer_error(weight_, w_hat, hessian_, *backend_);
     EXPECT_NEAR(result.record.error / error, 1, 1e-9);
     EXPECT_GT(result.record.loss * 2, error);
     EXPECT_GT(result.record.relative_error, 0);
@@ -207,7 +207,7 @@ TEST_F(GptqTest, DeadColumnsAreCountedAndZeroed) {
     EXPECT_EQ(w_hat.as<double>()[r * 96 + 5], 0);
     EXPECT_EQ(w_hat.as<double>()[r * 96 + 90], 0);
   }
-  const double error = backend_->layer_error(weight_, w_hat, hessian_.sum, hessian_.factor());
+  const double error = testing::layer_error(weight_, w_hat, hessian_, *backend_);
   EXPECT_NEAR(result.record.error / error, 1, 1e-9);
 }
 

@@ -1,6 +1,10 @@
 // Hessian accumulation: hand values, and the fixed tree over lanes.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <random>
+#include <limits>
+
 #include "algorithms/problem_data.h"
 
 namespace bitmill {
@@ -89,6 +93,54 @@ TEST_F(HessianTest, LivePartialSumsStayLogarithmic) {
   for (int lane = 0; lane < 64; ++lane) {
     accumulator.add(x, 1, lane);
     EXPECT_LE(HostAllocator::instance().current_bytes() - before, 7 * bytes) << "lane " << lane;
+  }
+}
+
+// Whoever holds which lanes, and whichever lanes have samples: the sum has the same bits.
+TEST_F(HessianTest, HoldersOfLaneRangesFoldToTheSameBits) {
+  std::mt19937_64 random(11);
+  for (int round = 0; round < 300; ++round) {
+    const int lanes = 1 + static_cast<int>(random() % 40),
+              holders = 1 + static_cast<int>(random() % 6);
+    LaneSum alone({1}, DType::kF32, *backend_);
+    std::vector<LanePart> parts;
+    size_t most = 0;
+    for (int holder = 0; holder < holders; ++holder) {
+      const LaneRange range{holder * lanes / holders, (holder + 1) * lanes / holders};
+      LaneSum mine({1}, DType::kF32, *backend_, range);
+      for (int lane = range.first; lane < range.end; ++lane) {
+        if (random() % 3 == 0) continue;
+        const float value = std::ldexp(1.0f + static_cast<float>(random() % 1000) / 1000,
+                                       static_cast<int>(random() % 30));
+        alone.open(lane).as<float>()[0] += value;
+        mine.open(lane).as<float>()[0] += value;
+      }
+      std::vector<LanePart> taken = mine.take_parts();
+      most = std::max(most, taken.size());
+      for (LanePart& part : taken) parts.push_back(std::move(part));
+    }
+    EXPECT_LE(most, 12u);  // two subtrees per level at most, not one per lane
+    const Tensor whole = alone.finish(), folded = fold_parts(std::move(parts), *backend_);
+    ASSERT_EQ(whole.empty(), folded.empty());
+    if (!whole.empty()) {
+      ASSERT_EQ(whole.as<float>()[0], folded.as<float>()[0]) << "round " << round;
+    }
+TEST_F(HessianTest, SaysWhenTheNewestLaneIsNotFinite) {
+  const int64_t n = 200;
+  Tensor x = testing::to_type(random_inputs(3, n, 4), DType::kF32);
+  HessianAccumulator accumulator(n, DType::kF32, *backend_);
+  EXPECT_TRUE(accumulator.finite()) << "nothing was added";
+  accumulator.add(x, 1, 0);
+  EXPECT_TRUE(accumulator.finite());
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    HessianAccumulator other(n, DType::kF32, *backend_);
+    other.add(x, 1, 0);
+    x.as<float>()[2 * n + 150] = bad;
+    other.add(x, 1, 1);
+    EXPECT_FALSE(other.finite()) << bad;
+    x.as<float>()[2 * n + 150] = 0;
+    other.add(x, 1, 2);
+    EXPECT_TRUE(other.finite()) << "another lane";
   }
 }
 

@@ -75,6 +75,29 @@ TEST_P(Linear, BiasAndResidual) {
   check(1, 5, 1, {.bias = true, .residual = true, .in_place = true});
 }
 
+// The two linears and the activation apart are the definition.
+TEST_P(Linear, GatedPair) {
+  const int64_t tokens = 131, in = 70;
+  for (const int64_t n : {7, 1030})
+    for (const bool biased : {false, true}) {
+      const Values bias_values = rounded(random_values(n, 5), DType::kF32);
+      const Tensor x = up(compute(), {tokens, in}, random(tokens * in, 6));
+      const auto gate = backend().prepare_linear(up(compute(), {n, in}, random(n * in, 7)));
+      const auto second = backend().prepare_linear(up(compute(), {n, in}, random(n * in, 8)));
+      const Tensor bias = up(DType::kF32, {n}, bias_values);
+      const TensorView given = biased ? bias.view() : TensorView{};
+      Tensor g = backend().allocate(DType::kF32, {tokens, n}), u = backend().allocate(DType::kF32, {tokens, n});
+      Tensor want = backend().allocate(compute(), {tokens, n}), found = backend().allocate(compute(), {tokens, n});
+      backend().linear(x, *gate, given, {}, g);
+      backend().linear(x, *second, {}, {}, u);
+      backend().gated_activation(g, u, Activation::kGeluTanh, want);
+      backend().gated_linear(x, *gate, given, *second, {}, Activation::kGeluTanh, found);
+      const double size = max_magnitude(down(std::move(g))) * max_magnitude(down(std::move(u)));
+      EXPECT_LE(max_difference(down(std::move(found)), down(std::move(want))), tolerance(in, size, compute()))
+          << n << (biased ? " with bias" : "");
+    }
+}
+
 TEST_P(Linear, WeightIsRoundedToCompute) {
   const double w = 1 + 0x1p-12;  // not a bf16
   Tensor x = up(compute(), {1, 1}, {1}), ws = up(DType::kF32, {1, 1}, {w});

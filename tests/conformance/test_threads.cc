@@ -70,6 +70,16 @@ TEST_P(Threads, Attention) {
   });
 }
 
+TEST_P(Threads, GatedLinear) {
+  const Values x = random(300 * 90, 11), w = random(1100 * 90, 12);
+  same_bytes([&] {
+    Tensor xs = up(compute(), {300, 90}, x), out = backend().allocate(compute(), {300, 1100});
+    const auto weight = backend().prepare_linear(up(compute(), {1100, 90}, w));
+    backend().gated_linear(xs, *weight, {}, *weight, {}, Activation::kSilu, out);
+    return out;
+  });
+}
+
 TEST_P(Threads, Rows) {
   const Values x = random(700 * 333, 9), weight = random(333, 10);
   same_bytes([&] {

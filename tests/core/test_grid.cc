@@ -197,6 +197,20 @@ TYPED_TEST(GridTest, ExpectedErrorAddsUp) {
   }
 }
 
+// Sums only grow: a look after 64 columns may end the sum, above the limit and never below it.
+TYPED_TEST(GridTest, ExpectedErrorMayStopAboveItsLimit) {
+  using T = TypeParam;
+  const Grid<T> grid{T(1), T(0)};
+  const std::vector<T> w(200, T(1.25)), importance(200, T(2)), spread(200, T(1));
+  const auto error = [&](T limit) {
+    return expected_error(w.data(), importance.data(), spread.data(), 200, grid, T(3), limit);
+  };
+  EXPECT_EQ(error(T(150)), T(150)) << "not above the limit: whole";
+  EXPECT_EQ(error(T(149)), T(150)) << "192 columns make 144: whole";
+  EXPECT_EQ(error(T(47)), T(48)) << "64 columns";
+  EXPECT_EQ(error(T(48)), T(96)) << "128 columns";
+}
+
 // Ternary: the values are the range's ends and 0, borders lie half way. Range [-2, 3]: below -1 is
 // -2, above 1.5 is 3; a weight on a border is 0.
 TYPED_TEST(GridTest, Ternary) {

@@ -35,11 +35,12 @@ TEST(PageHeap, TakesTheSmallestRangeThatFits) {
   EXPECT_EQ(heap.allocate(3 * kMiB), blocks[4]);
   EXPECT_EQ(heap.allocate(3 * kMiB), blocks[0]);
   for (int i : {0, 4}) heap.release(blocks[i], 3 * kMiB);
-  heap.release(blocks[1], kMiB), heap.release(blocks[2], 2 * kMiB - 100), heap.release(blocks[3], kMiB);
+  heap.release(blocks[1], kMiB), heap.release(blocks[2], 2 * kMiB - 100),
+      heap.release(blocks[3], kMiB);
 }
 
-// Forty blocks with gaps between them: none of the free ranges serves the larger requests that follow, and still the heap
-// holds no more than the peak in use, a sixteenth of it or 16 MiB.
+// Forty blocks with gaps between them: none of the free ranges serves the larger requests that
+// follow, and still the heap holds no more than the peak in use, a sixteenth of it or 16 MiB.
 TEST(PageHeap, ReturnsRangesBeforeItOutgrowsThePeak) {
   PageHeap heap;
   char* small[40];

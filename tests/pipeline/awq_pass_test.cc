@@ -9,6 +9,8 @@
 #include <random>
 
 #include "pipeline/forward.h"
+#include "pipeline/one_rank.h"
+#include "pipeline/stage.h"
 #include "support/naive.h"
 #include "support/outlier_model.h"
 #include "support/paths.h"
@@ -48,8 +50,9 @@ class Model {
     return source.family().graph(source.spec(), index, rope);
   }
   BlockChange change() {
-    return find_block_change(options, source, find_format("gptq_v2"), block(), *graph(), embedded(),
-                             *backend, phases);
+    testing::OneRank rank(options, source, find_format("gptq_v2"), *backend);
+    Activations activations = embedded();
+    return find_block_change(rank.context, block(), *graph(), activations);
   }
   // Outputs of block 0 with the change's floats and weights.
   testing::Values outputs(const BlockChange& change) {
@@ -57,7 +60,7 @@ class Model {
     for (const auto& [name, value] : change.floats()) weights.set_float(name, value, *backend);
     for (int linear = 0; linear < static_cast<int>(block().linears.size()); ++linear) {
       const Tensor weight = source.read_weight(block().linears[linear], DType::kF32, *backend);
-      change.apply(linear, weight, false, *backend);
+      change.apply(linear, weight, 0, false, *backend);
       weights.set_linear(linear, weight, *backend);
     }
     return forward(weights);
@@ -78,12 +81,11 @@ class Model {
   // Every block through the stage; the last block's output.
   testing::Values quantized(std::vector<QuantizeRecord>* records = nullptr) {
     Activations activations = embedded();
-    Stage stage(options, source, find_format("gptq_v2"), *backend, phases,
-                [&](const QuantizeRecord& record) {
-                  if (records != nullptr) records->push_back(record);
-                });
+    testing::OneRank rank(options, source, find_format("gptq_v2"), *backend);
+    Stage stage(rank.context);
     for (size_t i = 0; i < source.spec().blocks.size(); ++i)
       stage.run(static_cast<int64_t>(i), graph(static_cast<int64_t>(i)).get(), activations);
+    if (records != nullptr) *records = rank.records;
     testing::Values all;
     for (const MicroBatch& batch : activations.batches) {
       const testing::Values values = testing::to_values(batch.hidden);
@@ -96,7 +98,6 @@ class Model {
   std::unique_ptr<Backend> backend;
   Tensor rope, ids;
   RunOptions options;
-  PhaseSeconds phases{};
 };
 
 std::string tiny(const std::string& name) {
@@ -157,8 +158,8 @@ TEST(AwqPass, OnlyVAndTheMlpAreClipped) {
     const LinearSpec& spec = model.block().linears[linear];
     const Tensor scaled = model.source.read_weight(spec, DType::kF32, *model.backend),
                  clipped = clone(scaled);
-    change.apply(linear, scaled, false, *model.backend);
-    change.apply(linear, clipped, true, *model.backend);
+    change.apply(linear, scaled, 0, false, *model.backend);
+    change.apply(linear, clipped, 0, true, *model.backend);
     const bool differs =
         testing::max_difference(testing::to_values(scaled), testing::to_values(clipped)) > 0;
     EXPECT_EQ(differs, linear > 1) << spec.module;

@@ -91,7 +91,7 @@ TEST_P(OutputTest, ShardsWrittenBehindHaveTheSameBytes) {
   fs::create_directories(shards);
 
   WriteBehind queue(16);
-  KeyWriter writer = output_.start_shards(plan_, "block-00000", queue);
+  KeyWriter writer = output_.start_shards(plan_, "block-00000", 0, queue);
   std::vector<NamedTensor> tensors = block();
   const int64_t bytes = writer.file_bytes();
   for (const int64_t at : {4, 0}) {  // b.a, its second half first
@@ -104,7 +104,7 @@ TEST_P(OutputTest, ShardsWrittenBehindHaveTheSameBytes) {
   EXPECT_TRUE(std::none_of(fs::directory_iterator(shards), fs::directory_iterator(),
                            [](const auto& entry) { return entry.path().extension() == ".safetensors"; }));
   for (const PendingFile& file : writer.finish()) file.wait();
-  KeyWriter norm = output_.start_shards(plan_, "norm", queue);
+  KeyWriter norm = output_.start_shards(plan_, "norm", 0, queue);
   norm.write({"n", Tensor::zeros(DType::kF32, {1})});
   norm.finish();
   queue.drain();

@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <limits>
+#include <map>
+#include <numeric>
 #include <random>
 
 #include "pipeline/forward.h"
+#include "pipeline/one_rank.h"
 #include "support/paths.h"
 #include "io/json.h"
 
@@ -35,11 +37,10 @@ class StageTest : public ::testing::Test {
   }
 
   PackedBlock run(Backend& backend, Activations& activations) {
-    PhaseSeconds phases{};
     const Tensor rope = rope_table(source_.spec().rope, 16);
     const auto graph = source_.family().graph(source_.spec(), 0, rope);
-    Stage stage(options_, source_, find_format("gptq"), backend, phases, [](const QuantizeRecord&) {});
-    return stage.run(0, graph.get(), activations);
+    testing::OneRank rank(options_, source_, find_format("gptq"), backend);
+    return Stage(rank.context).run(0, graph.get(), activations);
   }
 
   static std::vector<char> bytes(const PackedBlock& block) {
@@ -178,10 +179,9 @@ TEST_F(StageTest, RoundToNearestNeedsNoActivations) {
   options_.quantize.algorithm = "rtn";
   EXPECT_FALSE(needs_calibration(options_, source_.spec()));
   const auto backend = make_backend({"cpu", DType::kF32, 1});
-  PhaseSeconds phases{};
   Activations none;
-  Stage stage(options_, source_, find_format("gptq"), *backend, phases, [](const QuantizeRecord&) {});
-  EXPECT_EQ(stage.run(1, nullptr, none).records.size(), 7u);
+  testing::OneRank rank(options_, source_, find_format("gptq"), *backend);
+  EXPECT_EQ(Stage(rank.context).run(1, nullptr, none).records.size(), 7u);
 }
 
 // The head is one more linear behind the last block: all tokens, its Hessian from the final norm.
@@ -191,10 +191,8 @@ TEST_F(StageTest, HeadIsQuantizedFromTheFinalNormsOutput) {
     options_.quantize.true_sequential = sequential;
     const auto backend = make_backend({"cpu", DType::kF32, 2});
     Activations activations = embedded(*backend);
-    PhaseSeconds phases{};
-    Stage stage(options_, source_, find_format("gptq"), *backend, phases,
-                [](const QuantizeRecord&) {});
-    const PackedBlock head = stage.run_head(activations);
+    testing::OneRank rank(options_, source_, find_format("gptq"), *backend);
+    const PackedBlock head = Stage(rank.context).run_head(activations);
     ASSERT_EQ(head.records.size(), 1u);
     EXPECT_EQ(head.records[0].module, "lm_head");
     EXPECT_EQ(head.records[0].method, "gptq");
@@ -214,7 +212,9 @@ TEST_F(StageTest, HeadIsQuantizedFromTheFinalNormsOutput) {
     Tensor h = Tensor::zeros(DType::kF32, {hessian_elements(128)});
     backend->hessian_update(normed, h);
     const Tensor weight = source_.read_weight(source_.spec().head_linear(), DType::kF32, *backend);
-    const double signal = backend->layer_error(weight, TensorView(), h, 2.0 / 12);
+    Tensor rows(DType::kF64, {weight.rows()});
+    backend->layer_errors(weight, TensorView(), h, 2.0 / 12, rows);
+    const double signal = std::accumulate(rows.as<double>(), rows.as<double>() + weight.rows(), 0.0);
     EXPECT_NEAR(head.records[0].error / head.records[0].relative_error / signal, 1, 1e-5);
   }
 }

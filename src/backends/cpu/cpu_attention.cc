@@ -5,9 +5,8 @@
 #include <algorithm>
 
 #include "backends/cpu/cpu_backend.h"
-#include "backends/cpu/dispatch.h"
+#include "backends/cpu/kernels.h"
 #include "backends/cpu/matmul.h"
-#include "backends/cpu/vector_math.h"
 
 namespace bitmill {
 
@@ -46,16 +45,6 @@ struct Cut {
   int64_t group, tiles, heads_per_item;
 };
 
-// `rows` rows of n elements, `stride` apart, to rows of C, `out_stride` apart.
-template <typename C>
-struct PackRows {
-  BITMILL_KERNEL void run(const float* x, int64_t stride, int64_t rows, int64_t n, C* __restrict out,
-                          int64_t out_stride) {
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < n; ++i) store_float(x[r * stride + i], out[r * out_stride + i]);
-  }
-};
-
 // Rounds one tile of rows of q, k, v to C and lays each head's rows side by side, which is what the
 // products read fastest.
 template <typename C>
@@ -75,36 +64,6 @@ void pack_tile(const Cut& cut, int64_t sequence, int64_t tile, const float* q, c
     dispatch<PackRows<C>>(v + from, kv_width, rows, s.head_dim, v_out + to, s.head_dim);
   }
 }
-
-// Rows of scores of one head, `keys` wide; row r sees keys [begin(r), first_end + r).
-struct Softmax {
-  float scale;            // > 0
-  int64_t rows, keys;
-  int64_t first_end, window;  // window 0: from key 0
-};
-
-// One row: p = e^(scale s - max) / sum over keys [begin, end), 0 elsewhere. scores and p may be the
-// same memory. Scores beyond `end` are overwritten: whole vectors are computed, in which they count as nothing.
-template <typename C>
-BITMILL_INLINE void softmax_row(float* scores, float scale, int64_t keys, int64_t begin, int64_t end, C* p) {
-  const int64_t whole = begin + (end - begin + kLanes - 1) / kLanes * kLanes, padded = whole < keys ? whole : keys;
-  for (int64_t j = end; j < padded; ++j) scores[j] = -INFINITY;
-  const float top = largest(scores + begin, padded - begin) * scale;
-  const float share = 1.0f / exponentials(scores + begin, padded - begin, scale, top);
-  for (int64_t j = 0; j < begin; ++j) store_float(0.0f, p[j]);
-  for (int64_t j = begin; j < padded; ++j) store_float(scores[j] * share, p[j]);
-  for (int64_t j = end; j < keys; ++j) store_float(0.0f, p[j]);
-}
-
-template <typename C>
-struct SoftmaxRows {
-  BITMILL_KERNEL void run(float* scores, Softmax s, C* p) {
-    for (int64_t r = 0; r < s.rows; ++r) {
-      const int64_t end = s.first_end + r, begin = s.window > 0 && end > s.window ? end - s.window : 0;
-      softmax_row(scores + r * s.keys, s.scale, s.keys, begin, end, p + r * s.keys);
-    }
-  }
-};
 
 // Heads [head, head + heads_per_item) of one sequence, one tile of query rows.
 struct Item {
@@ -184,7 +143,8 @@ void CpuBackend::attention(TensorView q, TensorView k, TensorView v, const Atten
                            TensorView out) {
   const int64_t tokens = shape.sequences * shape.length, d = shape.head_dim;
   BITMILL_CHECK(q.dtype == DType::kF32 && k.dtype == DType::kF32 && v.dtype == DType::kF32);
-  BITMILL_CHECK(shape.scale > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && out.dtype == compute_);
+  BITMILL_CHECK(shape.scale > 0 && shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 &&
+                out.dtype == compute_);
   BITMILL_CHECK(q.elements() == tokens * shape.heads * d &&
                 k.elements() == tokens * shape.kv_heads * d);
   BITMILL_CHECK(v.elements() == k.elements() && out.elements() == q.elements());

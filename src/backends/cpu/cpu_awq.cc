@@ -50,7 +50,11 @@ void errors_of(TensorView weight, const GridOptions& options, int64_t group_size
     for (int64_t r = 0; r < count && fits; ++r)
       fits = row_error(weight.as<T>() + (first + r) * n, s.data() + candidate * n, n, options,
                        group_size, scaled.data(), e.data() + r * n);
-    sums[item] = fits ? form.of(e.data(), count) : std::numeric_limits<double>::quiet_NaN();
+    sums[item] = std::numeric_limits<double>::quiet_NaN();
+    if (!fits) return;
+    std::vector<double> of_rows(static_cast<size_t>(count));
+    form.of(e.data(), count, of_rows.data());
+    sums[item] = std::accumulate(of_rows.begin(), of_rows.end(), 0.0);
   });
   for (int64_t k = 0; k < candidates; ++k)
     errors.as<double>()[k] =

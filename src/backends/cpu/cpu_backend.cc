@@ -8,9 +8,8 @@
 #include <algorithm>
 #include <sstream>
 
-#include "backends/cpu/dispatch.h"
+#include "backends/cpu/kernels.h"
 #include "backends/cpu/matmul.h"
-#include "backends/cpu/vector_math.h"
 
 namespace bitmill {
 
@@ -49,13 +48,6 @@ std::string openblas_version() {
 // Elements per work item of an elementwise pass: large against the cost of handing out an item,
 // small against the 2048 x 4096 elements of a micro-batch.
 constexpr int64_t kChunk = 1 << 16;
-
-template <typename In, typename Out>
-struct Convert {
-  BITMILL_KERNEL void run(const In* in, Out* __restrict out, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) store_float(load_float(in[i]), out[i]);
-  }
-};
 
 template <typename In>
 void convert_chunk(const In* in, TensorView out) {

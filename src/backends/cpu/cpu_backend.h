@@ -41,6 +41,9 @@ class CpuBackend final : public Backend {
                  TensorView out) override;
   void gated_activation(TensorView gate, TensorView up, Activation activation,
                         TensorView out) override;
+  void gated_linear(TensorView x, const PreparedWeight& gate, TensorView gate_bias,
+                    const PreparedWeight& up, TensorView up_bias, Activation activation,
+                    TensorView out) override;
   void token_nll(TensorView logits, TensorView targets, TensorView nll) override;
   void token_kl(TensorView reference, TensorView logits, TensorView kl, TensorView agree) override;
 
@@ -68,7 +71,8 @@ class CpuBackend final : public Backend {
   void sweep(TensorView factor, TensorView order, int64_t block_size,
              std::span<const SweepItem> items) override;
   void dequantize(const QuantizedLinear& linear, TensorView out) override;
-  double layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) override;
+  void layer_errors(TensorView w, TensorView w_hat, TensorView h, double factor,
+                    TensorView errors) override;
   int64_t first_non_finite(TensorView x) override;
 
  private:

@@ -4,8 +4,7 @@
 #include <cmath>
 
 #include "backends/cpu/cpu_backend.h"
-#include "backends/cpu/dispatch.h"
-#include "backends/cpu/vector_math.h"
+#include "backends/cpu/kernels.h"
 
 namespace bitmill {
 
@@ -46,52 +45,6 @@ void with_out_type(TensorView x, Body body) {
   BITMILL_CHECK(x.dtype == DType::kBF16);
   body(x.as<BFloat16>());
 }
-
-template <typename In, typename Out>
-struct NormRows {
-  BITMILL_KERNEL void run(const In* x, const float* weight, float eps, int64_t rows, int64_t n, Out* out) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const In* from = x + r * n;
-      const float mean = sum_of_squares(from, n) / static_cast<float>(n);
-      const float factor = 1.0f / std::sqrt(mean + eps);
-      for (int64_t i = 0; i < n; ++i) store_float(load_float(from[i]) * factor * weight[i], out[r * n + i]);
-    }
-  }
-};
-
-struct RopeHeads {  // all heads of one token
-  BITMILL_KERNEL void run(float* __restrict x, int64_t heads, int64_t head_dim, const float* __restrict cosine,
-                          const float* __restrict sine, int64_t pairs) {
-    for (int64_t h = 0; h < heads; ++h) {
-      float *low = x + h * head_dim, *high = low + pairs;
-      for (int64_t j = 0; j < pairs; ++j) {
-        const float first = low[j], second = high[j];
-        low[j] = first * cosine[j] - second * sine[j];
-        high[j] = second * cosine[j] + first * sine[j];
-      }
-    }
-  }
-};
-
-struct Silu {
-  BITMILL_KERNEL float of(float x) { return x / (1.0f + exp_clamped(-x)); }
-};
-struct GeluTanh {  // (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
-  BITMILL_KERNEL float of(float x) {
-    const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + exp_clamped(-2.0f * u));
-  }
-};
-struct Relu {
-  BITMILL_KERNEL float of(float x) { return x < 0.0f ? 0.0f : x; }
-};
-
-template <typename Act, typename Out>
-struct Gate {
-  BITMILL_KERNEL void run(const float* gate, const float* up, Out* out, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) store_float(Act::of(gate[i]) * up[i], out[i]);
-  }
-};
 
 // log of the sum of e^logit; terms in fp32, their sum in double by lanes.
 double log_sum_exp(const float* logits, int64_t n) {
@@ -154,18 +107,10 @@ void CpuBackend::gated_activation(TensorView gate, TensorView up, Activation act
   const int64_t n = out.elements();
   BITMILL_CHECK(gate.dtype == DType::kF32 && up.dtype == DType::kF32);
   BITMILL_CHECK(gate.elements() == n && up.elements() == n);
-  const float *g = gate.as<float>(), *u = up.as<float>();
   with_out_type(out, [&](auto* to) {
     for_rows(pool_, n, 1, [&](int64_t begin, int64_t end) {
-      using Out = std::decay_t<decltype(*to)>;
-      switch (activation) {
-        case Activation::kSilu:
-          return dispatch<Gate<Silu, Out>>(g + begin, u + begin, to + begin, end - begin);
-        case Activation::kGeluTanh:
-          return dispatch<Gate<GeluTanh, Out>>(g + begin, u + begin, to + begin, end - begin);
-        case Activation::kRelu:
-          return dispatch<Gate<Relu, Out>>(g + begin, u + begin, to + begin, end - begin);
-      }
+      gate_values(gate.as<float>() + begin, up.as<float>() + begin, activation, end - begin,
+                  to + begin);
     });
   });
 }

@@ -9,8 +9,8 @@
 
 #include "backends/cpu/amx.h"
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/kernels.h"
 #include "backends/cpu/matmul.h"
-#include "backends/cpu/vector_math.h"
 
 namespace bitmill {
 
@@ -169,57 +169,70 @@ int64_t linear_tile_cols(const CpuWeight& weight) {
   return round_up((out + tiles - 1) / tiles, 64);
 }
 
-// out tile = residual tile; the product is then accumulated onto it.
-void fill_residual(TensorView residual, TensorView out, int64_t row, int64_t rows, int64_t col,
-                   int64_t cols) {
-  if (residual.data == out.data) return;
-  const int64_t stride = out.cols();
-  for (int64_t r = row; r < row + rows; ++r) {
-    float* to = out.as<float>() + r * stride + col;
-    const int64_t from = r * stride + col;
-    if (residual.dtype == DType::kF32)
-      std::memcpy(to, residual.as<float>() + from, static_cast<size_t>(cols) * sizeof(float));
-    else
-      for (int64_t c = 0; c < cols; ++c) to[c] = to_float(residual.as<BFloat16>()[from + c]);
-  }
-}
-// One output tile, on one thread.
+// One output tile, on one thread: rows [row, row + rows) and columns [col, col + cols) of the output, written to `to`
+// with row stride `stride`.
 struct LinearTile {
   int64_t row, rows, col, cols;
+  float* to;
+  int64_t stride;
 };
 
+// Tile = residual tile; the product is then accumulated onto it.
+void fill_residual(TensorView residual, int64_t width, const LinearTile& t) {
+  for (int64_t r = 0; r < t.rows; ++r) {
+    float* to = t.to + r * t.stride;
+    const int64_t from = (t.row + r) * width + t.col;
+    if (residual.dtype == DType::kBF16)
+      for (int64_t c = 0; c < t.cols; ++c) to[c] = to_float(residual.as<BFloat16>()[from + c]);
+    else if (residual.as<float>() + from != to)
+      std::memcpy(to, residual.as<float>() + from, static_cast<size_t>(t.cols) * sizeof(float));
+  }
+}
+
 // The tile starts as residual and bias, and the product is added: AMX kernels know no other epilogue.
-void multiply_tile_amx(TensorView x, const CpuWeight& weight, TensorView bias, TensorView residual, const LinearTile& t,
-                       TensorView out) {
+void multiply_tile_amx(TensorView x, const CpuWeight& weight, TensorView bias, TensorView residual, const LinearTile& t) {
   const bool fill = residual.data != nullptr || bias.data != nullptr;
-  if (residual.data != nullptr) fill_residual(residual, out, t.row, t.rows, t.col, t.cols);
-  for (int64_t r = t.row; fill && r < t.row + t.rows; ++r) {
-    float* to = out.as<float>() + r * out.cols() + t.col;
+  if (residual.data != nullptr) fill_residual(residual, weight.out(), t);
+  for (int64_t r = 0; fill && r < t.rows; ++r) {
+    float* to = t.to + r * t.stride;
     if (residual.data == nullptr) std::memset(to, 0, static_cast<size_t>(t.cols) * sizeof(float));
     if (bias.data == nullptr) continue;
     for (int64_t c = 0; c < t.cols; ++c) to[c] += bias.as<float>()[t.col + c];
   }
   const int64_t in = weight.in();
   amx::multiply_rows(x.as<BFloat16>() + t.row * in, in, weight.data().as<BFloat16>() + amx::packed_elements(t.col, in),
-                     t.rows, t.cols, in, out.as<float>() + t.row * out.cols() + t.col, out.cols(), fill);
+                     t.rows, t.cols, in, t.to, t.stride, fill);
 }
 
 void multiply_tile_onednn(TensorView x, const CpuWeight& weight, TensorView bias, TensorView residual, const LinearTile& t,
-                          TensorView out, MatmulContext& context) {
+                          MatmulContext& context) {
   const int64_t in = weight.in(), element = dtype_bits(x.dtype) / 8;
-  if (residual.data != nullptr) fill_residual(residual, out, t.row, t.rows, t.col, t.cols);
+  if (residual.data != nullptr) fill_residual(residual, weight.out(), t);
   context.run({.type = x.dtype,
                .m = t.rows,
                .n = t.cols,
                .k = in,
                .lda = in,
                .ldb = in,
-               .ldc = out.cols(),
+               .ldc = t.stride,
                .transpose_b = true,
                .accumulate = residual.data != nullptr,
                .bias = bias.data != nullptr},
               x.as<char>() + t.row * in * element, weight.data().view().as<char>() + t.col * in * element,
-              bias.data != nullptr ? bias.as<float>() + t.col : nullptr, out.as<float>() + t.row * out.cols() + t.col);
+              bias.data != nullptr ? bias.as<float>() + t.col : nullptr, t.to);
+}
+
+void multiply_tile(TensorView x, const CpuWeight& weight, TensorView bias, TensorView residual, const LinearTile& t,
+                   MatmulContext& context) {
+  if (weight.packed()) multiply_tile_amx(x, weight, bias, residual, t);
+  else multiply_tile_onednn(x, weight, bias, residual, t, context);
+}
+
+const CpuWeight& checked(const PreparedWeight& weight, TensorView x, TensorView bias, DType compute) {
+  const auto& w = dynamic_cast<const CpuWeight&>(weight);
+  BITMILL_CHECK(x.dtype == compute && x.cols() == w.in());
+  BITMILL_CHECK(bias.data == nullptr || (bias.dtype == DType::kF32 && bias.elements() == w.out()));
+  return w;
 }
 }  // namespace
 
@@ -241,19 +254,42 @@ std::unique_ptr<PreparedWeight> CpuBackend::prepare_linear(TensorView weight) {
 
 void CpuBackend::linear(TensorView x, const PreparedWeight& weight, TensorView bias, TensorView residual,
                         TensorView out) {
-  const auto& w = dynamic_cast<const CpuWeight&>(weight);
+  const CpuWeight& w = checked(weight, x, bias, compute_);
   const int64_t tokens = x.rows(), outputs = w.out();
-  BITMILL_CHECK(x.dtype == compute_ && x.cols() == w.in() && out.dtype == DType::kF32);
-  BITMILL_CHECK(out.rows() == tokens && out.cols() == outputs);
-  BITMILL_CHECK(bias.data == nullptr || (bias.dtype == DType::kF32 && bias.elements() == outputs));
+  BITMILL_CHECK(out.dtype == DType::kF32 && out.rows() == tokens && out.cols() == outputs);
   BITMILL_CHECK(residual.data == nullptr || residual.elements() == out.elements());
   const int64_t width = linear_tile_cols(w), tiles = (outputs + width - 1) / width;
   const int64_t row_tiles = (tokens + kLinearRows - 1) / kLinearRows;
   pool_.parallel_for(row_tiles * tiles, [&](int64_t item, int thread) {
     const int64_t row = item / tiles * kLinearRows, col = item % tiles * width;
-    const LinearTile tile{row, std::min(kLinearRows, tokens - row), col, std::min(width, outputs - col)};
-    if (w.packed()) multiply_tile_amx(x, w, bias, residual, tile, out);
-    else multiply_tile_onednn(x, w, bias, residual, tile, out, *contexts_[thread]);
+    multiply_tile(x, w, bias, residual,
+                  {row, std::min(kLinearRows, tokens - row), col, std::min(width, outputs - col),
+                   out.as<float>() + row * outputs + col, outputs},
+                  *contexts_[thread]);
+  });
+}
+
+// Tiles of gate and up stay in the L2 cache until their product is taken.
+void CpuBackend::gated_linear(TensorView x, const PreparedWeight& gate, TensorView gate_bias, const PreparedWeight& up,
+                              TensorView up_bias, Activation activation, TensorView out) {
+  constexpr int64_t kRows = 128, kCols = 512;
+  const CpuWeight &g = checked(gate, x, gate_bias, compute_), &u = checked(up, x, up_bias, compute_);
+  const int64_t tokens = x.rows(), n = g.out(), tiles = (n + kCols - 1) / kCols;
+  BITMILL_CHECK(u.out() == n && out.dtype == compute_ && out.elements() == tokens * n);
+  pool_.parallel_for((tokens + kRows - 1) / kRows * tiles, [&](int64_t item, int thread) {
+    const int64_t row = item / tiles * kRows, col = item % tiles * kCols;
+    const int64_t rows = std::min(kRows, tokens - row), cols = std::min(kCols, n - col);
+    auto* gated = static_cast<float*>(contexts_[thread]->workspace(2 * rows * cols * int64_t{sizeof(float)}));
+    float* const factor = gated + rows * cols;
+    multiply_tile(x, g, gate_bias, {}, {row, rows, col, cols, gated, cols}, *contexts_[thread]);
+    multiply_tile(x, u, up_bias, {}, {row, rows, col, cols, factor, cols}, *contexts_[thread]);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (row + r) * n + col;
+      if (compute_ == DType::kBF16)
+        gate_values(gated + r * cols, factor + r * cols, activation, cols, out.as<BFloat16>() + at);
+      else
+        gate_values(gated + r * cols, factor + r * cols, activation, cols, out.as<float>() + at);
+    }
   });
 }
 

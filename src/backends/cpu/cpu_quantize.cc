@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/dispatch.h"
 #include "backends/cpu/quadratic_form.h"
 
 namespace bitmill {
@@ -21,6 +22,24 @@ void over_rows(ThreadPool& pool, int64_t rows, const Body& body) {
   });
 }
 
+// Grids of the `groups` groups of one row.
+template <typename T>
+struct FitRow {
+  BITMILL_KERNEL void run(const T* w, int64_t cols, int64_t size, int64_t groups,
+                          const GridOptions* options, ColumnStats<T> columns, T* spread, T* scales,
+                          T* zeros) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = g * size, count = std::min(size, cols - first);
+      ColumnStats<T> stats;
+      if (columns.importance != nullptr)
+        stats = {columns.importance + first, columns.noise + first};
+      const Grid<T> grid = fit_grid(w + first, count, *options, stats, spread);
+      scales[g] = grid.scale;
+      zeros[g] = grid.zero;
+    }
+  }
+};
+
 template <typename T>
 bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_size,
                   const ColumnStatsView& columns, TensorView scales, TensorView zeros,
@@ -29,20 +48,16 @@ bool fit_grids_of(TensorView weight, const GridOptions& options, int64_t group_s
   const int64_t size = group_size == -1 ? cols : group_size;
   std::atomic<bool> fits{true};
   const bool search = columns.importance.data != nullptr;
+  const ColumnStats<T> stats{search ? columns.importance.as<T>() : nullptr,
+                             search ? columns.noise.as<T>() : nullptr};
   over_rows(pool, weight.rows(), [&](int64_t first, int64_t last) {
     std::vector<T> spread(search ? static_cast<size_t>(std::min(size, cols)) : 0);
     for (int64_t r = first; r < last; ++r) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const T* w = weight.as<T>() + r * cols + g * size;
-        ColumnStats<T> stats;
-        if (search)
-          stats = {columns.importance.as<T>() + g * size, columns.noise.as<T>() + g * size};
-        const Grid<T> grid =
-            fit_grid(w, std::min(size, cols - g * size), options, stats, spread.data());
-        scales.as<T>()[r * groups + g] = grid.scale;
-        zeros.as<T>()[r * groups + g] = grid.zero;
-        if (!std::isfinite(grid.scale)) fits = false;
-      }
+      T* const scale = scales.as<T>() + r * groups;
+      dispatch<FitRow<T>>(static_cast<const T*>(weight.as<T>() + r * cols), cols, size, groups,
+                          &options, stats, spread.data(), scale, zeros.as<T>() + r * groups);
+      for (int64_t g = 0; g < groups; ++g)
+        if (!std::isfinite(scale[g])) fits = false;
     }
   });
   return fits;
@@ -128,18 +143,12 @@ std::vector<U> difference(TensorView w, TensorView w_hat, int64_t first, int64_t
   return e;
 }
 
+// out[r] = factor * e_r H e_r^T of rows [first, last), products in U.
 template <typename T, typename U>
-double quadratic_sum(TensorView w, TensorView w_hat, TensorView h, ThreadPool& pool) {
-  const int64_t rows = w.rows(), tiles = (rows + kErrorRows - 1) / kErrorRows;
-  std::vector<double> sums(static_cast<size_t>(tiles));
-  const QuadraticForm<U> form(w.cols(), h);
-  pool.parallel_for(tiles, [&](int64_t item, int) {
-    const int64_t first = item * kErrorRows, last = std::min(rows, first + kErrorRows);
-    sums[item] = form.of(difference<T, U>(w, w_hat, first, last).data(), last - first);
-  });
-  double total = 0;
-  for (double sum : sums) total += sum;
-  return total;
+void quadratic_rows(TensorView w, TensorView w_hat, TensorView h, double factor, int64_t first,
+                    int64_t last, double* out) {
+  QuadraticForm<U>(w.cols(), h).of(difference<T, U>(w, w_hat, first, last).data(), last - first, out);
+  for (int64_t r = 0; r < last - first; ++r) out[r] *= factor;
 }
 
 }  // namespace
@@ -150,10 +159,10 @@ bool CpuBackend::fit_grids(TensorView weight, const GridOptions& options, int64_
                 zeros.dtype == weight.dtype);
   BITMILL_CHECK(scales.rows() == weight.rows() &&
                 scales.cols() == group_count(weight.cols(), group_size));
-  BITMILL_CHECK(!columns.importance.data || (columns.importance.dtype == weight.dtype &&
-                                             columns.importance.elements() == weight.cols() &&
-                                             columns.noise.dtype == weight.dtype &&
-                                             columns.noise.elements() == weight.cols()));
+  BITMILL_CHECK(!columns.importance.data ||
+                (columns.importance.dtype == weight.dtype &&
+                 columns.importance.elements() == weight.cols() &&
+                 columns.noise.dtype == weight.dtype && columns.noise.elements() == weight.cols()));
   if (weight.dtype == DType::kF64)
     return fit_grids_of<double>(weight, options, group_size, columns, scales, zeros, pool_);
   BITMILL_CHECK(weight.dtype == DType::kF32);
@@ -187,18 +196,26 @@ void CpuBackend::dequantize(const QuantizedLinear& linear, TensorView out) {
   }
 }
 
-double CpuBackend::layer_error(TensorView w, TensorView w_hat, TensorView h, double factor) {
+void CpuBackend::layer_errors(TensorView w, TensorView w_hat, TensorView h, double factor,
+                              TensorView errors) {
   BITMILL_CHECK(!w_hat.data || (w.dtype == w_hat.dtype && w.shape == w_hat.shape));
   BITMILL_CHECK(h.elements() == hessian_elements(w.cols()) &&
                 (h.dtype == DType::kF32 || h.dtype == w.dtype));
-  if (w.dtype == DType::kF64) return factor * quadratic_sum<double, double>(w, w_hat, h, pool_);
-  // The signal w H w^T cancels nothing, so fp32 products do; an error may lie along H's small
-  // eigenvalues.
-  if (!w_hat.data) {
-    const double signal = factor * quadratic_sum<float, float>(w, w_hat, h, pool_);
-    if (std::isfinite(signal)) return signal;  // else a product is beyond fp32
-  }
-  return factor * quadratic_sum<float, double>(w, w_hat, h, pool_);
+  BITMILL_CHECK(errors.dtype == DType::kF64 && errors.elements() == w.rows());
+  const int64_t rows = w.rows(), tiles = (rows + kErrorRows - 1) / kErrorRows;
+  pool_.parallel_for(tiles, [&](int64_t item, int) {
+    const int64_t first = item * kErrorRows, last = std::min(rows, first + kErrorRows);
+    double* const out = errors.as<double>() + first;
+    if (w.dtype == DType::kF64)
+      return quadratic_rows<double, double>(w, w_hat, h, factor, first, last, out);
+    // The signal w H w^T cancels nothing, so fp32 products do, unless one is beyond fp32; an error
+    // may lie along H's small eigenvalues.
+    if (!w_hat.data) {
+      quadratic_rows<float, float>(w, w_hat, h, factor, first, last, out);
+      if (std::all_of(out, out + (last - first), [](double x) { return std::isfinite(x); })) return;
+    }
+    quadratic_rows<float, double>(w, w_hat, h, factor, first, last, out);
+  });
 }
 
 }  // namespace bitmill

@@ -15,6 +15,7 @@
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/cpu_blas.h"
+#include "backends/cpu/dispatch.h"
 
 namespace bitmill {
 namespace {
@@ -33,21 +34,21 @@ struct Problem {
   int64_t block;
 };
 
-// The inner loops are free functions over plain pointers: only then does the compiler prove them
-// apart and vectorise over rows. Explicit fma gives the same bits on every machine, whatever the
-// contraction flag says.
+// The inner loops work on plain pointers: only then does the compiler prove them apart and
+// vectorise over rows. Explicit fma gives the same bits on every machine, whatever the contraction
+// flag says.
 
 // y += factor * x.
 template <typename T>
-void add_scaled(int64_t rows, T factor, const T* __restrict x, T* __restrict y) {
+BITMILL_INLINE void add_scaled(int64_t rows, T factor, const T* __restrict x, T* __restrict y) {
   for (int64_t r = 0; r < rows; ++r) y[r] = std::fma(factor, x[r], y[r]);
 }
 
 // y0 += sum_j l[j][0] x[j], y1 += sum_j l[j][1] x[j] for four rows of x: eight factors stay in
 // registers.
 template <typename T>
-void add_four(int64_t rows, const T* l, int64_t ldl, const T* __restrict x, T* __restrict y0,
-              T* __restrict y1) {
+BITMILL_INLINE void add_four(int64_t rows, const T* l, int64_t ldl, const T* __restrict x,
+                             T* __restrict y0, T* __restrict y1) {
   const T *x0 = x, *x1 = x + rows, *x2 = x + 2 * rows, *x3 = x + 3 * rows;
   const T a0 = l[0], a1 = l[ldl], a2 = l[2 * ldl], a3 = l[3 * ldl];
   const T b0 = l[1], b1 = l[ldl + 1], b2 = l[2 * ldl + 1], b3 = l[3 * ldl + 1];
@@ -61,38 +62,50 @@ void add_four(int64_t rows, const T* l, int64_t ldl, const T* __restrict x, T* _
 
 // acc[c][r] += sum_{j < count} l[j * ldl + c] * e[j][r] for c < width and all rows r.
 template <typename T>
-void accumulate(const T* l, int64_t ldl, const T* e, int64_t count, T* acc, int64_t width,
-                int64_t rows) {
-  int64_t c = 0;
-  for (; c + 2 <= width; c += 2) {
-    T *y0 = acc + c * rows, *y1 = y0 + rows;
-    int64_t j = 0;
-    for (; j + 4 <= count; j += 4) add_four(rows, l + j * ldl + c, ldl, e + j * rows, y0, y1);
-    for (; j < count; ++j) {
-      add_scaled(rows, l[j * ldl + c], e + j * rows, y0);
-      add_scaled(rows, l[j * ldl + c + 1], e + j * rows, y1);
+struct Accumulate {
+  BITMILL_KERNEL void run(const T* l, int64_t ldl, const T* e, int64_t count, T* acc, int64_t width,
+                          int64_t rows) {
+    int64_t c = 0;
+    for (; c + 2 <= width; c += 2) {
+      T *y0 = acc + c * rows, *y1 = y0 + rows;
+      int64_t j = 0;
+      for (; j + 4 <= count; j += 4) add_four(rows, l + j * ldl + c, ldl, e + j * rows, y0, y1);
+      for (; j < count; ++j) {
+        add_scaled(rows, l[j * ldl + c], e + j * rows, y0);
+        add_scaled(rows, l[j * ldl + c + 1], e + j * rows, y1);
+      }
     }
+    for (int64_t j = 0; c < width && j < count; ++j)
+      add_scaled(rows, l[j * ldl + c], e + j * rows, acc + c * rows);
   }
-  for (int64_t j = 0; c < width && j < count; ++j)
-    add_scaled(rows, l[j * ldl + c], e + j * rows, acc + c * rows);
-}
+};
+
+// acc[c][r] += l[c] * e[r] for c < width.
+template <typename T>
+struct FeedBack {
+  BITMILL_KERNEL void run(const T* l, const T* e, T* acc, int64_t width, int64_t rows) {
+    for (int64_t c = 0; c < width; ++c) add_scaled(rows, l[c], e, acc + c * rows);
+  }
+};
 
 // Rounds one position of all rows: t = w + inverse * sum. `e` holds the weights and receives the
 // errors.
 template <typename T, typename Codes>
-void round_rows(int64_t rows, T inverse, T half_d, Codes codes, const T* __restrict sum,
-                const T* __restrict scale, const T* __restrict zero, T* __restrict e,
-                T* __restrict code, T* __restrict loss, T* __restrict square) {
-  for (int64_t r = 0; r < rows; ++r) {
-    const Grid<T> grid{scale[r], zero[r]};
-    const T w = e[r], t = w + sum[r] * inverse;
-    code[r] = codes.code(t, grid);
-    const T q = codes.value(code[r], grid);
-    loss[r] += half_d * ((t - q) * (t - q));
-    e[r] = w - q;
-    square[r] += (w - q) * (w - q);
+struct RoundRows {
+  BITMILL_KERNEL void run(int64_t rows, T inverse, T half_d, Codes codes, const T* __restrict sum,
+                          const T* __restrict scale, const T* __restrict zero, T* __restrict e,
+                          T* __restrict code, T* __restrict loss, T* __restrict square) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Grid<T> grid{scale[r], zero[r]};
+      const T w = e[r], t = w + sum[r] * inverse;
+      code[r] = codes.code(t, grid);
+      const T q = codes.value(code[r], grid);
+      loss[r] += half_d * ((t - q) * (t - q));
+      e[r] = w - q;
+      square[r] += (w - q) * (w - q);
+    }
   }
-}
+};
 
 template <typename T>
 void narrow(int64_t rows, const T* __restrict code, uint8_t* __restrict out) {
@@ -209,14 +222,13 @@ class TileSweep {
     for (int64_t top = hi; top > lo;) {
       const int64_t bottom = std::max(lo, top - kPanel);
       if (top < hi) {
-        accumulate(p_.factor + top * p_.n + bottom, p_.n, e + (top - lo) * rows_, hi - top,
-                   sums + (bottom - lo) * rows_, top - bottom, rows_);
+        dispatch<Accumulate<T>>(p_.factor + top * p_.n + bottom, p_.n, e + (top - lo) * rows_,
+                                hi - top, sums + (bottom - lo) * rows_, top - bottom, rows_);
       }
       for (int64_t k = top - 1; k >= bottom; --k) {
         finish(k, sums + (k - lo) * rows_, e + (k - lo) * rows_);
-        const T* row = p_.factor + k * p_.n;
-        for (int64_t j = bottom; j < k; ++j)
-          add_scaled(rows_, row[j], e + (k - lo) * rows_, sums + (j - lo) * rows_);
+        dispatch<FeedBack<T>>(p_.factor + k * p_.n + bottom, e + (k - lo) * rows_,
+                              sums + (bottom - lo) * rows_, k - bottom, rows_);
       }
       top = bottom;
     }
@@ -227,8 +239,9 @@ class TileSweep {
     const T pivot = p_.factor[k * p_.n + k];
     const int32_t group = group_of(k);
     with_codes<T>({item_.bits, item_.grid.kind}, [&](const auto& codes) {
-      round_rows(rows_, T(1) / pivot, pivot * pivot / 2, codes, sum, column(scale_, group),
-                 column(zero_, group), e, code_.as<T>(), loss_.as<T>(), square_.as<T>());
+      dispatch<RoundRows<T, std::decay_t<decltype(codes)>>>(
+          rows_, T(1) / pivot, pivot * pivot / 2, codes, sum, column(scale_, group),
+          column(zero_, group), e, code_.as<T>(), loss_.as<T>(), square_.as<T>());
     });
     narrow(rows_, code_.as<T>(), codes_.as<uint8_t>() + k * rows_);
   }
@@ -266,8 +279,7 @@ class TileSweep {
     std::vector<T> values;
     if (!by_column.data) return values;
     const int64_t bottom = p_.n - group * item_.group_size - count;
-    for (int64_t i = 0; i < count; ++i)
-      values.push_back(by_column.as<T>()[p_.order[bottom + i]]);
+    for (int64_t i = 0; i < count; ++i) values.push_back(by_column.as<T>()[p_.order[bottom + i]]);
     return values;
   }
 

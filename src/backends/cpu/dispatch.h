@@ -1,12 +1,18 @@
-// Elementwise kernels compiled twice from one source: for the baseline of the build (AVX2) and for AVX-512, twice as wide.
-// The CPU decides at run time. Both give the same bits: the same operations on the same lanes (vector_math.h).
+// Elementwise kernels compiled twice from one source: for the baseline of the build (AVX2) and for
+// AVX-512, twice as wide. The CPU decides at run time. Both give the same bits: the same operations
+// on the same lanes (vector_math.h).
 //
-// A kernel is a struct with a static always-inline `run` and neither lambdas nor calls that are not inlined, because code
-// outside the two functions below is compiled for the baseline. Private to backends/cpu.
+// A kernel is a struct with a static always-inline `run`. What it calls is inlined into both copies;
+// a call that cannot be would run baseline code, slower and with the same result. Private to
+// backends/cpu.
 #pragma once
 
-#define BITMILL_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"), noinline))
+#define BITMILL_AVX512                                                                           \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"), noinline, \
+                 flatten))
 #define BITMILL_KERNEL __attribute__((always_inline)) static inline
+// Inlined without exception, so that a kernel's wide copy holds wide code.
+#define BITMILL_INLINE __attribute__((always_inline)) inline
 
 namespace bitmill {
 
@@ -29,8 +35,10 @@ __attribute__((noinline)) void run_baseline(Args... args) {
 // Kernel::run(args...) in this CPU's widest form.
 template <typename Kernel, typename... Args>
 inline void dispatch(Args... args) {
-  if (cpu_has_avx512()) run_avx512<Kernel>(args...);
-  else run_baseline<Kernel>(args...);
+  if (cpu_has_avx512())
+    run_avx512<Kernel>(args...);
+  else
+    run_baseline<Kernel>(args...);
 }
 
 }  // namespace bitmill

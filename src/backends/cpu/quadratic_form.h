@@ -16,11 +16,11 @@ class QuadraticForm {
  public:
   QuadraticForm(int64_t n, TensorView h) : n_(n), tile_(hessian_tile(n)), h_(h) {}
 
-  // e [rows, n].
-  double of(const U* e, int64_t rows) const {
+  // sums[r] = e_r H e_r^T, e [rows, n].
+  void of(const U* e, int64_t rows, double* sums) const {
     const int64_t tiles = (n_ + tile_ - 1) / tile_;
     std::vector<U> product(static_cast<size_t>(rows * tile_)), block;
-    double sum = 0;
+    std::fill_n(sums, rows, 0.0);
     for (int64_t j = 0; j < tiles; ++j) {
       const int64_t width = edge(j);
       for (int64_t i = j; i < tiles; ++i) {
@@ -30,12 +30,11 @@ class QuadraticForm {
       }
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < width; ++c) {
-          sum += static_cast<double>(product[r * width + c]) *
-                 static_cast<double>(e[r * n_ + j * tile_ + c]);
+          sums[r] += static_cast<double>(product[r * width + c]) *
+                     static_cast<double>(e[r * n_ + j * tile_ + c]);
         }
       }
     }
-    return sum;
   }
 
   // out[r] = e_r H e_r^T over columns [first, last) alone, e [rows, last - first]. h has type U.

@@ -12,11 +12,9 @@
 #include <cmath>
 #include <cstdint>
 
+#include "backends/cpu/dispatch.h"
 #include "core/dtype.h"
 #include "core/error.h"
-
-// Inlined without exception, so that a kernel's wide copy (dispatch.h) holds wide code.
-#define BITMILL_INLINE __attribute__((always_inline)) inline
 
 namespace bitmill {
 
@@ -115,7 +113,8 @@ BITMILL_INLINE float exponentials(float* x, int64_t n, float scale, float top) {
   return fold_lanes(lanes, Sum<float>{});
 }
 
-// Largest of n >= 1 values; NaNs are passed over. Spelled with vector types: compilers leave this loop scalar.
+// Largest of n >= 1 values; NaNs are passed over. Spelled with vector types: compilers leave this
+// loop scalar.
 BITMILL_INLINE float largest(const float* x, int64_t n) {
   typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
   float lanes[kLanes];
