@@ -225,25 +225,57 @@ const RangeReader& Checkpoint::reader(int file) const {
 
 Tensor Checkpoint::read(const std::string& name) const {
   const TensorEntry& entry = at(name);
-  const RangeReader& file = reader(entry.file);
+  const RangeReader& file = reader(entry.file);  // a missing file is told before memory is asked for
   Tensor tensor(entry.dtype, entry.shape);
-  file.read(entry.offset, entry.bytes, tensor.data());
+  readers_->ahead.read(file, entry.offset, entry.bytes, tensor.data());
   return tensor;
 }
+
+void Checkpoint::read_bytes(const TensorEntry& entry, int64_t begin, int64_t end, void* out) const {
+  BITMILL_CHECK(0 <= begin && begin <= end && end <= entry.bytes);
+  readers_->ahead.read(reader(entry.file), entry.offset + begin, end - begin, out);
+}
+
+int64_t Checkpoint::row_bytes(const TensorEntry& entry) const {
+  const int64_t rows = std::max<int64_t>(entry.shape[0], 1);
+  if (entry.bytes % rows != 0)
+    fail(ExitCode::kInput, "{}: rows of tensor {} ({} {}) are not whole bytes", directory_,
+         quote_name(entry.name), dtype_name(entry.dtype), entry.shape.text());
+  return entry.bytes / rows;
+}
+
+void Checkpoint::prefetch(const std::vector<Rows>& rows, int64_t limit_bytes) const {
+  std::vector<ReadAhead::Range> ranges;
+  for (const Rows& wanted : rows) {
+    const TensorEntry* entry = find(wanted.name);
+    if (entry == nullptr) continue;
+    BITMILL_CHECK(entry->shape.rank() >= 1 && 0 <= wanted.begin && wanted.begin <= wanted.end &&
+                  wanted.end <= entry->shape[0]);
+    try {
+      const int64_t bytes = row_bytes(*entry);
+      ranges.push_back({&reader(entry->file), entry->offset + wanted.begin * bytes,
+                        (wanted.end - wanted.begin) * bytes});
+    } catch (const Error&) {
+      // A file that is not there: the read that wants it says so.
+    }
+  }
+  readers_->ahead.request(ranges, limit_bytes);
+}
+
+void Checkpoint::forget_prefetched() const { readers_->ahead.forget(); }
+
+void Checkpoint::wait_prefetched() const { readers_->ahead.wait_idle(); }
+
+int64_t Checkpoint::prefetched_bytes() const { return readers_->ahead.taken_bytes(); }
 
 Tensor Checkpoint::read_rows(const std::string& name, int64_t begin, int64_t end) const {
   const TensorEntry& entry = at(name);
   BITMILL_CHECK(entry.shape.rank() >= 1 && 0 <= begin && begin <= end && end <= entry.shape[0]);
-  const int64_t rows = std::max<int64_t>(entry.shape[0], 1);
-  if (entry.bytes % rows != 0)
-    fail(ExitCode::kInput, "{}: rows of tensor {} ({} {}) are not whole bytes", directory_,
-         quote_name(name), dtype_name(entry.dtype), entry.shape.text());
-  const int64_t row_bytes = entry.bytes / rows;
+  const int64_t bytes = row_bytes(entry);
   std::vector<int64_t> dims = entry.shape.dims();
   dims[0] = end - begin;
-  const RangeReader& file = reader(entry.file);
   Tensor tensor(entry.dtype, Shape(dims));
-  file.read(entry.offset + begin * row_bytes, (end - begin) * row_bytes, tensor.data());
+  read_bytes(entry, begin * bytes, end * bytes, tensor.data());
   return tensor;
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "io/json_fwd.h"
+#include "io/read_ahead.h"
 #include "io/safetensors.h"
 
 namespace bitmill {
@@ -37,11 +38,26 @@ class Checkpoint {
   Tensor read(const std::string& name) const;
   // Rows [begin, end) of a tensor of rank >= 1.
   Tensor read_rows(const std::string& name, int64_t begin, int64_t end) const;
+  // Bytes [begin, end) of a tensor's data, into host memory. Thread-safe.
+  void read_bytes(const TensorEntry& entry, int64_t begin, int64_t end, void* out) const;
+
+  // Reads rows ahead on a thread (io/read_ahead.h); all reads above use what is there. Thread-safe. What cannot be read is
+  // skipped: the read that wants it throws.
+  struct Rows {
+    std::string name;
+    int64_t begin = 0, end = 0;
+  };
+  void prefetch(const std::vector<Rows>& rows, int64_t limit_bytes) const;
+  void forget_prefetched() const;
+  // Bytes that reads took from what was read ahead; and waits until all that was asked for and fits is there.
+  int64_t prefetched_bytes() const;
+  void wait_prefetched() const;
   // Sum of the bytes of all tensors.
   int64_t total_bytes() const;
 
  private:
   const RangeReader& reader(int file) const;
+  int64_t row_bytes(const TensorEntry& entry) const;  // of a tensor of rank >= 1
 
   std::string directory_;
   std::vector<std::string> files_;
@@ -49,6 +65,7 @@ class Checkpoint {
   struct Readers {
     std::mutex mutex;
     std::map<int, RangeReader> open;
+    ReadAhead ahead;  // last: its thread reads the files above
   };
   std::unique_ptr<Readers> readers_ = std::make_unique<Readers>();
 };

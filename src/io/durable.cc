@@ -71,6 +71,22 @@ void write_all(int fd, const char* data, int64_t bytes, const std::string& path)
   }
 }
 
+void write_all_at(int fd, int64_t offset, const char* data, int64_t bytes,
+                  const std::string& path) {
+  while (bytes > 0) {
+    const ssize_t n = ::pwrite(fd, data, static_cast<size_t>(std::min(bytes, kMaxCall)), offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : EIO;
+      fail(ExitCode::kOutput, "{}: cannot write {} bytes at byte {}: {}", path, bytes, offset,
+           reason(error, path));
+    }
+    data += n;
+    offset += n;
+    bytes -= n;
+  }
+}
+
 // Close reports late write errors on network file systems; the descriptor is gone either way.
 void close_checked(int fd, const std::string& path) {
   if (::close(fd) != 0 && errno != EINTR) fail_output(path, "close", errno);
@@ -107,6 +123,23 @@ DurableFile::~DurableFile() {
 void DurableFile::write(const void* data, int64_t bytes) {
   BITMILL_CHECK(fd_ >= 0);
   write_all(fd_, static_cast<const char*>(data), bytes, path_);
+}
+
+void DurableFile::write_at(int64_t offset, const void* data, int64_t bytes) {
+  BITMILL_CHECK(fd_ >= 0);
+  write_all_at(fd_, offset, static_cast<const char*>(data), bytes, path_);
+}
+
+void DurableFile::reserve(int64_t bytes) {
+  BITMILL_CHECK(fd_ >= 0);
+  if (bytes == 0) return;
+  int error = 0;
+  do {
+    // Not posix_fallocate, which writes to every block where the file system cannot reserve.
+    error = ::fallocate(fd_, 0, 0, bytes) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == 0 || error == EOPNOTSUPP || error == ENOSYS || error == EINVAL) return;
+  fail(ExitCode::kOutput, "{}: cannot reserve {} bytes: {}", path_, bytes, reason(error, path_));
 }
 
 void DurableFile::commit() {

@@ -18,6 +18,10 @@ class DurableFile {
   DurableFile& operator=(const DurableFile&) = delete;
 
   void write(const void* data, int64_t bytes);  // loops over short writes and EINTR
+  // At a place of its own, in any order and from any thread, one at a time. Not to be mixed with write().
+  void write_at(int64_t offset, const void* data, int64_t bytes);
+  // Reserves the disk space of a file of `bytes`, where the file system can: a full disk shows now, not at the end.
+  void reserve(int64_t bytes);
   void commit();                                // fsync, close, rename, fsync directory
   const std::string& path() const { return path_; }
 

@@ -238,12 +238,6 @@ std::string header_text(const std::vector<NamedView>& sorted) {
   return prefix + text;
 }
 
-int64_t data_bytes(const std::vector<NamedView>& tensors) {
-  int64_t bytes = 0;
-  for (const NamedView& tensor : tensors) bytes += tensor.data.bytes();
-  return bytes;
-}
-
 }  // namespace
 
 // ---- reading
@@ -330,10 +324,21 @@ void RangeReader::read(int64_t offset, int64_t bytes, void* out) const {
 // ---- writing
 // ------------------------------------------------------------------------------------------------
 
+SafetensorsLayout safetensors_layout(std::vector<NamedView> specs) {
+  sort_for_file(specs);
+  SafetensorsLayout layout;
+  layout.header = header_text(specs);
+  layout.file_bytes = static_cast<int64_t>(layout.header.size());
+  for (const NamedView& spec : specs) {
+    layout.tensors.push_back({spec.name, spec.data.dtype, spec.data.shape, layout.file_bytes,
+                              spec.data.bytes(), 0});
+    layout.file_bytes += spec.data.bytes();
+  }
+  return layout;
+}
+
 int64_t safetensors_file_bytes(const std::vector<NamedView>& tensors) {
-  std::vector<NamedView> sorted = tensors;
-  sort_for_file(sorted);
-  return static_cast<int64_t>(header_text(sorted).size()) + data_bytes(sorted);
+  return safetensors_layout(tensors).file_bytes;
 }
 
 void write_safetensors(const std::string& path, std::vector<NamedView> tensors) {
@@ -346,9 +351,10 @@ void write_safetensors(const std::string& path, std::vector<NamedView> tensors) 
 SafetensorsStream::SafetensorsStream(const std::string& path, std::vector<NamedView> specs)
     : file_(path), order_(std::move(specs)) {
   sort_for_file(order_);
-  const std::string header = header_text(order_);
-  file_.write(header.data(), static_cast<int64_t>(header.size()));
-  expected_ = data_bytes(order_);
+  const SafetensorsLayout layout = safetensors_layout(order_);
+  const auto header_bytes = static_cast<int64_t>(layout.header.size());
+  file_.write(layout.header.data(), header_bytes);
+  expected_ = layout.file_bytes - header_bytes;
 }
 
 void SafetensorsStream::append(const void* data, int64_t bytes) {

@@ -58,6 +58,14 @@ struct NamedView {
   TensorView data;
 };
 
+// The file that write_safetensors makes of some tensors, without their data.
+struct SafetensorsLayout {
+  std::string header;                // the file's first bytes: length and padded text
+  std::vector<TensorEntry> tensors;  // in file order, offsets from the start of the file
+  int64_t file_bytes = 0;
+};
+SafetensorsLayout safetensors_layout(std::vector<NamedView> specs);  // data pointers are not used
+
 // Size in bytes of the file that write_safetensors makes of these specs (data pointers are not used).
 int64_t safetensors_file_bytes(const std::vector<NamedView>& tensors);
 // Writes one file durably: tensors by dtype descending, then by name; header padded with blanks to a multiple of 8;

@@ -3,7 +3,14 @@
 #include <algorithm>
 #include <map>
 
+#include "pipeline/row_pieces.h"
+
 namespace bitmill {
+namespace {
+
+constexpr int64_t kReadAheadBytes = 32 << 20;  // the next piece of a linear that is quantized in pieces
+
+}  // namespace
 
 Tensor BlockSolver::read_float(const std::string& name) const {
   const auto folded = change_.floats().find(name);
@@ -18,6 +25,11 @@ void BlockSolver::solve(int cut, const CutSums* sums, BlockWeights* weights) {
     else by_algorithm[settings.algorithm].push_back(linear);
   }
   for (const auto& [algorithm, linears] : by_algorithm) {
+    if (!find_quantizer(algorithm).needs_hessian()) {
+      // Nothing is shared between them: one linear at a time, and a few of its rows.
+      for (int linear : linears) keep(linear, quantize_alone(linear, sums), weights);
+      continue;
+    }
     std::vector<QuantizeResult> results = quantize(linears, sums);
     for (size_t i = 0; i < linears.size(); ++i) keep(linears[i], std::move(results[i]), weights);
   }
@@ -50,6 +62,29 @@ std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linear
   std::vector<QuantizeResult> results = quantizer.quantize(problems, hessian, context_.backend, context_.group);
   for (size_t i = 0; i < results.size(); ++i) results[i] = context_.group.join(std::move(results[i]), shares[i]);
   return results;
+}
+
+QuantizeResult BlockSolver::quantize_alone(int linear, const CutSums* sums) {
+  const LinearSpec& spec = block_.linears[linear];
+  const auto shares = share_rows({spec.out}, context_.group.size())[0];
+  const RowRange mine = shares[context_.group.member()];
+  LinearProblem problem;
+  problem.module = spec.module;
+  problem.settings = context_.settings(spec);
+  problem.scale_dtype = context_.format.scale_dtype(context_.source.spec().dtype);
+  const int64_t step = rows_per_piece(spec.in);
+  const auto read = [&](int64_t first, int64_t end) {
+    PhaseTimer timer(context_.phases, Phase::kRead);
+    Tensor weight = context_.source.read_weight_rows(spec, first, end, DType::kF32, context_.backend);
+    if (end < mine.end)
+      context_.source.prefetch({{spec, end, std::min(mine.end, end + step)}}, kReadAheadBytes);
+    change_.apply(linear, weight, first, true, context_.backend);
+    return weight;
+  };
+  QuantizeResult result = quantize_in_pieces(problem, spec.in, mine, read, sums != nullptr ? &sums->hessian : nullptr,
+                                             find_quantizer(problem.settings.algorithm), context_.backend);
+  context_.phases[static_cast<size_t>(Phase::kSolve)] += result.record.seconds;
+  return context_.group.join(std::move(result), shares);
 }
 
 void BlockSolver::add_tensor(NamedTensor tensor) {

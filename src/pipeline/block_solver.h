@@ -34,6 +34,7 @@ class BlockSolver {
 
  private:
   std::vector<QuantizeResult> quantize(const std::vector<int>& linears, const CutSums* sums);
+  QuantizeResult quantize_alone(int linear, const CutSums* sums);
   void keep(int linear, QuantizeResult result, BlockWeights* weights);
   void keep_float(int linear, BlockWeights* weights);
   void pack(int linear, const QuantizedLinear& quantized);

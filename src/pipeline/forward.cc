@@ -17,15 +17,47 @@ Activations make_activations(std::vector<BatchRange> ranges, int64_t length) {
   return activations;
 }
 
-void embed_tokens(const ModelSource& source, TensorView ids, Activations& activations, Backend& backend) {
-  const ModelSpec& spec = source.spec();
-  const Tensor table = backend.upload(source.read_float(spec.embedding.name, backend));
+namespace {
+
+// Rows of the embedding for some tokens, and each token's row in it.
+struct TokenRows {
+  Tensor table;  // as stored [distinct, hidden], in order of the token ids
+  Tensor rows;   // I32 [tokens]
+};
+
+// Reads the rows of the distinct ids, ascending: one read per run of neighbours.
+TokenRows read_token_rows(const ModelSource& source, TensorView ids, Backend& backend) {
+  const int32_t* id = ids.as<int32_t>();
+  std::vector<int32_t> distinct(id, id + ids.elements());
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  const auto count = static_cast<int64_t>(distinct.size());
+  const std::string& name = source.spec().embedding.name;
+  const TensorEntry& entry = source.checkpoint().at(name);
+  TokenRows out{Tensor(entry.dtype, {count, source.spec().hidden}), Tensor(DType::kI32, ids.shape)};
+  for (int64_t first = 0, end = 0; first < count; first = end) {
+    end = first + 1;
+    while (end < count && distinct[end] == distinct[end - 1] + 1) ++end;
+    source.read_float_rows(name, distinct[first], out.table.view().slice(first, end), backend);
+  }
+  for (int64_t t = 0; t < ids.elements(); ++t)
+    out.rows.as<int32_t>()[t] = static_cast<int32_t>(
+        std::lower_bound(distinct.begin(), distinct.end(), id[t]) - distinct.begin());
+  return out;
+}
+
+}  // namespace
+
+void embed_tokens(const ModelSource& source, TensorView ids, Activations& activations,
+                  Backend& backend) {
   for (size_t i = 0; i < activations.batches.size(); ++i) {
     MicroBatch& batch = activations.batches[i];
     const BatchRange& range = activations.ranges[i];
-    batch.hidden = backend.allocate(backend.compute(), {batch.tokens(), spec.hidden});
-    const TensorView rows = ids.slice(range.first_sample, range.first_sample + range.samples);
-    backend.embed(rows.reshaped({batch.tokens()}), table, batch.hidden);
+    const TensorView tokens = ids.slice(range.first_sample, range.first_sample + range.samples);
+    TokenRows read = read_token_rows(source, tokens.reshaped({batch.tokens()}), backend);
+    const Tensor table = backend.upload(std::move(read.table));
+    batch.hidden = backend.allocate(backend.compute(), {batch.tokens(), source.spec().hidden});
+    backend.embed(read.rows, table, batch.hidden);
   }
 }
 

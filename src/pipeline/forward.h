@@ -19,7 +19,8 @@ void start_float_stream(Activations& activations);
 // Empty float batches to be received.
 void expect_float_stream(Activations& activations);
 
-// Fills every batch with embedded tokens in the compute type. Reads the embedding table and frees it again.
+// Fills every batch with embedded tokens in the compute type. Reads only the rows of a batch's tokens, so the memory is at most
+// that of one stored row per token of a micro-batch; only these rows are checked for NaN and Inf.
 void embed_tokens(const ModelSource& source, TensorView ids, Activations& activations, Backend& backend);
 
 // From now on micro-batches (each followed by the float model's, where there is a float stream) arrive from rank `from`,

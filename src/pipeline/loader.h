@@ -2,6 +2,7 @@
 // demand, refuses non-finite weights, and gives every linear as one dense weight.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,8 +35,33 @@ class ModelSource {
   // packed, transposed if it is stored as [in, out]. `linear` may be the spec's head_linear(),
   // whose float weight is the embedding when tied.
   Tensor read_weight(const LinearSpec& linear, DType dtype, Backend& backend) const;
-  // Rows [first, end) of that weight: [end - first, in].
+  // Rows [first, end) of that weight: [end - first, in]. Reads their bytes only, and converts in pieces, so that the memory is
+  // that of the result and a few MiB. (All of a transposed or packed weight is read for any of its rows, and for a packed one
+  // its codes are held.) Messages name an element by its index in the whole stored tensor.
   Tensor read_weight_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
+  // Rows of a float tensor as stored, from row `first` on into `out` (host, the stored dtype, [rows, ...]); checked like
+  // read_float.
+  void read_float_rows(const std::string& name, int64_t first, TensorView out, Backend& backend) const;
+  // The stored bytes of a tensor in order, in pieces of a few MiB: `take(offset, U8 piece)`. Memory is one piece. With `check`
+  // a float tensor is refused as read_float does, when the piece with the bad element is met.
+  using TakePiece = std::function<void(int64_t offset, Tensor piece)>;
+  void read_pieces(const std::string& name, bool check, Backend& backend, const TakePiece& take) const;
+
+  // ---- reading ahead: changes nothing but time -------------------------------------------------
+  // Rows [first, end) of linears that read_weight_rows (or read_weight) will want next, in that order. A thread reads them
+  // into host buffers of at most limit_bytes together (0: nothing is read ahead); whatever is not there yet when it is wanted
+  // is read directly. The previous call's rows stay wanted, older ones go when space is needed. Thread-safe. Packed linears
+  // are not read ahead.
+  struct LinearRows {
+    const LinearSpec& linear;
+    int64_t first = 0, end = 0;
+  };
+  void prefetch(const std::vector<LinearRows>& rows, int64_t limit_bytes) const;
+  // All linears of a cut of `block`, whole.
+  void prefetch_cut(const BlockSpec& block, int cut, int64_t limit_bytes) const;
+  // Frees what was read ahead and not taken.
+  void forget() const { checkpoint_.forget_prefetched(); }
+
   // Does the head have a packed weight of its own?
   bool head_packed() const;
   // Bias as stored, empty when there is none.
@@ -46,6 +72,13 @@ class ModelSource {
   BlockWeights read_block(const BlockSpec& block, Backend& backend) const;
 
  private:
+  bool is_packed(const LinearSpec& linear) const;
+  std::string weight_tensor(const LinearSpec& linear) const;
+  void refuse_non_finite(const std::string& name, TensorView piece, int64_t first_element, Backend& backend) const;
+  void for_pieces(const std::string& name, int64_t first, int64_t end, Backend& backend,
+                  const std::function<void(int64_t row, TensorView piece)>& take) const;
+  Tensor read_packed_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
+  Tensor read_turned_rows(const LinearSpec& linear, int64_t first, int64_t end, DType dtype, Backend& backend) const;
   ModelSource(Json config, Checkpoint checkpoint);
 
   Json config_;

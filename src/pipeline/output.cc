@@ -61,6 +61,46 @@ void OutputDirectory::prepare(const Plan& plan, const Fingerprint& fingerprint,
   make_directories(path_ + "/bitmill/shards");
 }
 
+ShardWriter& KeyWriter::shard_of(const std::string& name) {
+  for (ShardWriter& shard : shards_)
+    if (shard.holds(name)) return shard;
+  fail(ExitCode::kInternal, "internal error: tensor {} is in no shard of the plan", name);
+}
+
+bool KeyWriter::holds(const std::string& name) const {
+  return std::any_of(shards_.begin(), shards_.end(),
+                     [&](const ShardWriter& shard) { return shard.holds(name); });
+}
+
+void KeyWriter::write(std::vector<NamedTensor> tensors) {
+  for (NamedTensor& tensor : tensors) write(std::move(tensor));
+}
+
+std::vector<PendingFile> KeyWriter::finish() {
+  std::vector<PendingFile> files;
+  for (ShardWriter& shard : shards_) files.push_back(shard.finish());
+  return files;
+}
+
+int64_t KeyWriter::file_bytes() const {
+  int64_t bytes = 0;
+  for (const ShardWriter& shard : shards_) bytes += shard.file_bytes();
+  return bytes;
+}
+
+KeyWriter OutputDirectory::start_shards(const Plan& plan, const std::string& key, int rank,
+                                        WriteBehind& queue) const {
+  KeyWriter writer;
+  for (const ShardPlan& shard : plan.shards) {
+    if (shard.rank != rank || shard_key(shard) != key) continue;
+    std::vector<NamedView> specs;
+    for (const PackedSpec& spec : shard.tensors)
+      specs.push_back({spec.name, {nullptr, spec.dtype, spec.shape}});
+    writer.shards_.emplace_back(shard_path(shard.key), specs, queue);
+  }
+  return writer;
+}
+
 int64_t OutputDirectory::write_shard(const ShardPlan& shard, const std::vector<NamedTensor>& tensors) const {
   std::map<std::string, const NamedTensor*> by_name;
   for (const NamedTensor& tensor : tensors) by_name[tensor.name] = &tensor;

@@ -8,10 +8,33 @@
 #include <string>
 #include <vector>
 
+#include "io/write_behind.h"
 #include "pipeline/plan.h"
 #include "pipeline/run_state.h"
 
 namespace bitmill {
+
+// The shard or shards of one plan key while their tensors are made: handed over one by one, in any order, and written behind.
+class KeyWriter {
+ public:
+  // Does one of these shards hold the tensor?
+  bool holds(const std::string& name) const;
+  // As ShardWriter's, whichever of the shards holds `name`.
+  void write(NamedTensor tensor) { shard_of(tensor.name).write(tensor.name, std::move(tensor.data)); }
+  void write(std::vector<NamedTensor> tensors);
+  void write_part(const std::string& name, int64_t offset, Tensor data) {
+    shard_of(name).write_part(name, offset, std::move(data));
+  }
+  // After the last tensor: the files, on their way to the disk. Block b counts as done when all are durable; b+1 may start.
+  std::vector<PendingFile> finish();
+  // Of all shards of the key, headers included.
+  int64_t file_bytes() const;
+
+ private:
+  friend class OutputDirectory;
+  ShardWriter& shard_of(const std::string& name);
+  std::vector<ShardWriter> shards_;
+};
 
 class OutputDirectory {
  public:
@@ -22,6 +45,10 @@ class OutputDirectory {
   // Rank 0, before any compute: creates the directory, proves that it is writable, removes what an earlier run left (only
   // files its manifest names) and writes the "running" manifest. Error(kOutput).
   void prepare(const Plan& plan, const Fingerprint& fingerprint, const std::vector<std::string>& text_files) const;
+
+  // Opens those shards of one plan key ("block-00003", "embedding") that `rank` writes, for tensors that `queue` will write.
+  // Error(kOutput).
+  KeyWriter start_shards(const Plan& plan, const std::string& key, int rank, WriteBehind& queue) const;
 
   // Writes the tensors of one plan key ("block-00003", "embedding") into its shard or shards, durably. The tensors must be
   // exactly those the plan lists. Returns bytes written.

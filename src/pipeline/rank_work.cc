@@ -9,6 +9,8 @@
 namespace bitmill {
 namespace {
 
+constexpr int64_t kCopyQueueBytes = 64 << 20;  // a few pieces of ModelSource::read_pieces
+
 // A rank at work: what its steps share.
 class RankWork {
  public:
@@ -51,28 +53,32 @@ class RankWork {
   }
 
  private:
-  void write_tensor(const std::string& key, const std::string& name) {
-    if (!written_.contains(name)) return;
-    std::vector<NamedTensor> tensors;
-    tensors.push_back({name, job_.source.read_float(name, backend_)});
-    job_.output.write_shards(job_.plan, key, tensors);
+  // A key whose tensors the output takes as they are: they pass through in pieces, never whole in memory. `check`: NaN and
+  // infinity are refused.
+  void copy_tensors(const std::string& key, const std::vector<std::string>& names, bool check, WriteBehind& queue) {
+    KeyWriter writer = job_.output.start_shards(job_.plan, key, mine_.rank, queue);
+    for (const std::string& name : names)
+      if (writer.holds(name))
+        job_.source.read_pieces(name, check, backend_, [&](int64_t offset, Tensor piece) {
+          writer.write_part(name, offset, std::move(piece));
+        });
+    writer.finish();
   }
 
   // Embedding, final norm, a head in float and unknown tensors: copied by the first and last stage.
   void write_float_shards() {
     PhaseTimer timer(phases_, Phase::kWrite);
     const ModelSpec& spec = job_.source.spec();
-    if (mine_.embeds) write_tensor("embedding", spec.embedding.name);
-    if (!mine_.last) return;
-    write_tensor("norm", spec.final_norm.name);
-    if (!spec.tied && !head_to_quantize(job_.options, spec)) write_tensor("head", spec.head.name);
-    for (const ShardPlan& shard : job_.plan.shards) {
-      if (!shard.key.starts_with("other") || shard.rank != mine_.rank) continue;
-      std::vector<NamedTensor> tensors;  // at most output.shard_size of them at a time
-      for (const PackedSpec& other : shard.tensors)
-        tensors.push_back({other.name, job_.source.checkpoint().read(other.name)});
-      job_.output.write_shard(shard, tensors);
+    WriteBehind queue(kCopyQueueBytes);
+    if (mine_.embeds) copy_tensors("embedding", {spec.embedding.name}, true, queue);
+    if (mine_.last) {
+      copy_tensors("norm", {spec.final_norm.name}, true, queue);
+      if (!spec.tied && !head_to_quantize(job_.options, spec)) copy_tensors("head", {spec.head.name}, true, queue);
+      std::vector<std::string> others;
+      for (const PackedSpec& other : job_.plan.job.other) others.push_back(other.name);
+      copy_tensors("other", others, false, queue);  // masks may hold infinities
     }
+    queue.drain();
   }
 
   // The micro-batches of this rank's lanes.

@@ -2,6 +2,9 @@
 """Files for the end-to-end tests, with nothing but the standard library.
 
   tools.py tokens FILE --vocab V [--samples N] [--length L] [--kind good|float|rank1|outside|empty]
+  tools.py sparse FOLDER --hidden H --intermediate I --blocks B --vocab V
+                                        a bf16 llama of any size that takes no space: nearly all of it is holes
+  tools.py peak MEGABYTES COMMAND ...   runs COMMAND; fails if it does, or if its resident memory went above the bound
   tools.py damage KIND SOURCE TARGET    copies a checkpoint and breaks it in one way (tools.py damage list)
   tools.py keys FILE KEY ...            fails unless the JSON file holds every KEY (a.b looks inside)
   tools.py get FILE KEY                 prints one value of a JSON file
@@ -9,8 +12,10 @@
 import json
 import pathlib
 import random
+import resource
 import shutil
 import struct
+import subprocess
 import sys
 
 
@@ -41,6 +46,61 @@ def tokens(file, vocab, samples, length, kind):
     data = struct.pack(f"<{len(ids)}{code}", *ids)
     name = "something_else" if kind == "empty" else "input_ids"
     write(file, {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}, data)
+
+
+def sparse(folder, hidden, intermediate, blocks, vocab):
+    """One shard per block, and one for embedding, norm and head. Of each tensor only the first rows, a row in the middle and
+    the last row hold values; the rest are holes, which read as zeros."""
+    folder.mkdir(parents=True)
+    source, index, total = random.Random(11), {}, 0
+    bf16 = [struct.pack("<f", source.uniform(-0.05, 0.05))[2:] for _ in range(1 << 16)]
+
+    def shard(name, shapes):
+        nonlocal total
+        header, at = {}, 0
+        for tensor, shape in shapes.items():
+            size = 2 * shape[0] * (shape[1] if len(shape) == 2 else 1)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+            index[tensor] = name
+            at += size
+        total += at
+        write(folder / name, header, b"")
+        with open(folder / name, "r+b") as file:
+            begin = file.seek(0, 2)
+            file.truncate(begin + at)
+            for tensor, shape in shapes.items():
+                start, width = begin + header[tensor]["data_offsets"][0], shape[-1]
+                first = 64 if "embed" in tensor else 4
+                rows = range(1) if len(shape) == 1 else [*range(min(first, shape[0])), shape[0] // 2, shape[0] - 1]
+                for row in rows:
+                    file.seek(start + 2 * width * row)
+                    file.write(b"\x80\x3f" * width if len(shape) == 1 else b"".join(source.choices(bf16, k=width)))
+
+    for block in range(blocks):
+        at = f"model.layers.{block}."
+        shapes = {at + f"{norm}_layernorm.weight": [hidden] for norm in ("input", "post_attention")}
+        shapes |= {at + f"self_attn.{name}_proj.weight": [hidden, hidden] for name in "qkvo"}
+        shapes |= {at + f"mlp.{name}_proj.weight": [intermediate, hidden] for name in ("gate", "up")}
+        shard(f"model-{block + 1:05}-of-{blocks + 1:05}.safetensors",
+              shapes | {at + "mlp.down_proj.weight": [hidden, intermediate]})
+    shard(f"model-{blocks + 1:05}-of-{blocks + 1:05}.safetensors",
+          {"model.embed_tokens.weight": [vocab, hidden], "lm_head.weight": [vocab, hidden], "model.norm.weight": [hidden]})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": index}))
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "hidden_size": hidden,
+        "intermediate_size": intermediate, "num_hidden_layers": blocks, "num_attention_heads": hidden // 128,
+        "num_key_value_heads": hidden // 128, "vocab_size": vocab, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": False}))
+    print(f"{total / 1e9:.1f} GB of tensors")
+
+
+def peak(megabytes, command):
+    """Megabytes are 10^6 bytes; the kernel counts the memory of the largest of the processes."""
+    result = subprocess.run(command)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    print(f"peak resident {used:.0f} MB, bound {megabytes} MB")
+    sys.exit(result.returncode or (0 if used <= megabytes else "the bound was passed"))
 
 
 class Damage:
@@ -180,6 +240,10 @@ def main():
     if command == "tokens":
         tokens(words[0], option(words, "--vocab", 512), option(words, "--samples", 4), option(words, "--length", 32),
                option(words, "--kind", "good"))
+    elif command == "sparse":
+        sparse(pathlib.Path(words[0]), *(option(words, f"--{name}", 1) for name in ("hidden", "intermediate", "blocks", "vocab")))
+    elif command == "peak":
+        peak(int(words[0]), words[1:])
     elif command == "damage" and words == ["list"]:
         print("\n".join(KINDS))
     elif command == "damage":

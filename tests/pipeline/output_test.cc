@@ -2,11 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "io/checkpoint.h"
+#include "support/checkpoint_maker.h"
 #include "support/paths.h"
 #include "io/json.h"
 
@@ -74,6 +77,46 @@ TEST_P(OutputTest, NothingIsVisibleBeforeCommitAndAllAfter) {
     EXPECT_EQ(std::memcmp(got.data(), want.data.data(), static_cast<size_t>(got.bytes())), 0) << want.name;
   }
   EXPECT_EQ(read_manifest(output_.path()).state, "complete");
+}
+
+// Tensors handed over one by one, in parts and in any order, make the files of one call.
+TEST_P(OutputTest, ShardsWrittenBehindHaveTheSameBytes) {
+  write_all();
+  std::map<std::string, std::string> wanted;
+  const std::string shards = output_.path() + "/bitmill/shards";
+  for (const auto& entry : fs::directory_iterator(shards))
+    wanted[entry.path().filename()] = testing::read_bytes(entry.path());
+  ASSERT_EQ(wanted.size(), 3u);
+  fs::remove_all(shards);
+  fs::create_directories(shards);
+
+  WriteBehind queue(16);
+  KeyWriter writer = output_.start_shards(plan_, "block-00000", 0, queue);
+  std::vector<NamedTensor> tensors = block();
+  const int64_t bytes = writer.file_bytes();
+  for (const int64_t at : {4, 0}) {  // b.a, its second half first
+    Tensor half(DType::kU8, {4});
+    std::memcpy(half.data(), tensors[0].data.as<char>() + at, 4);
+    writer.write_part("b.a", at, std::move(half));
+  }
+  tensors.erase(tensors.begin());
+  writer.write(std::move(tensors));
+  EXPECT_TRUE(std::none_of(fs::directory_iterator(shards), fs::directory_iterator(),
+                           [](const auto& entry) { return entry.path().extension() == ".safetensors"; }));
+  for (const PendingFile& file : writer.finish()) file.wait();
+  KeyWriter norm = output_.start_shards(plan_, "norm", 0, queue);
+  norm.write({"n", Tensor::zeros(DType::kF32, {1})});
+  norm.finish();
+  queue.drain();
+  int64_t found = 0;
+  for (const auto& entry : fs::directory_iterator(shards)) {
+    const std::string name = entry.path().filename();
+    EXPECT_EQ(testing::read_bytes(entry.path()), wanted[name]) << name;
+    if (name != "norm.safetensors") found += static_cast<int64_t>(fs::file_size(entry.path()));
+  }
+  EXPECT_EQ(found, bytes);
+  EXPECT_EQ(std::distance(fs::directory_iterator(shards), fs::directory_iterator()), 3);
+  EXPECT_THROW(norm.write({"m", Tensor::zeros(DType::kF32, {1})}), Error);
 }
 
 TEST_P(OutputTest, PrepareRemovesOnlyWhatTheManifestNames) {
