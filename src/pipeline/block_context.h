@@ -22,6 +22,8 @@ struct BlockContext {
   std::function<void(const QuantizeRecord&)> on_record;
   // Which tensors of the output this rank writes; empty: all.
   std::function<bool(const std::string& tensor)> writes;
+  // Takes each of them as soon as it is finished; empty: they gather in the PackedBlock.
+  std::function<void(NamedTensor)> on_tensor;
 
   bool wants(const std::string& tensor) const { return !writes || writes(tensor); }
   QuantizeSettings settings(const LinearSpec& linear) const { return options.settings_for(linear.module); }

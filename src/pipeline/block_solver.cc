@@ -88,7 +88,9 @@ QuantizeResult BlockSolver::quantize_alone(int linear, const CutSums* sums) {
 }
 
 void BlockSolver::add_tensor(NamedTensor tensor) {
-  if (context_.wants(tensor.name)) packed_.tensors.push_back(std::move(tensor));
+  if (!context_.wants(tensor.name)) return;
+  if (context_.on_tensor) context_.on_tensor(std::move(tensor));
+  else packed_.tensors.push_back(std::move(tensor));
 }
 
 void BlockSolver::pack(int linear, const QuantizedLinear& quantized) {

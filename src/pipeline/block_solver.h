@@ -11,7 +11,7 @@
 
 namespace bitmill {
 
-// What a block becomes: tensors for its shards, those that this rank writes.
+// What a block becomes: tensors for its shards, those that this rank writes (none where BlockContext::on_tensor took them).
 struct PackedBlock {
   std::vector<NamedTensor> tensors;
   std::vector<QuantizeRecord> records;

@@ -1,5 +1,8 @@
 #include "pipeline/rank_work.h"
 
+#include <algorithm>
+#include <deque>
+#include <optional>
 #include <set>
 
 #include "pipeline/forward.h"
@@ -9,7 +12,8 @@
 namespace bitmill {
 namespace {
 
-constexpr int64_t kCopyQueueBytes = 64 << 20;  // a few pieces of ModelSource::read_pieces
+// Tensors that wait for the disk at most.
+constexpr int64_t kQueueBytes = 64 << 20;
 
 // A rank at work: what its steps share.
 class RankWork {
@@ -23,11 +27,15 @@ class RankWork {
         events_(events),
         phases_(phases),
         group_(stage, backend),
-        context_{job.options, job.source, job.format, backend, group_, phases, nullptr, nullptr} {
+        context_{job.options, job.source, job.format, backend, group_, phases, nullptr, nullptr, nullptr} {
     for (const ShardPlan& shard : job.plan.shards)
       if (shard.rank == mine.rank)
         for (const PackedSpec& tensor : shard.tensors) written_.insert(tensor.name);
     context_.writes = [this](const std::string& tensor) { return written_.contains(tensor); };
+    context_.on_tensor = [this](NamedTensor tensor) {
+      PhaseTimer timer(phases_, Phase::kWrite);
+      shards_->write(std::move(tensor));
+    };
     context_.on_record = [this](const QuantizeRecord& record) {
       if (mine_.member == 0) events_.linear(LinearEvent{block_, mine_.rank, record});
     };
@@ -44,19 +52,24 @@ class RankWork {
     else run_quantized(activations, rope);
     if (mine_.last && head_to_quantize(job_.options, job_.source.spec())) {
       block_ = mine_.blocks.end;  // its records carry the number behind the last block
-      write("head", Stage(context_).run_head(activations));
+      start_shards("head");
+      Stage(context_).run_head(activations);
+      shards_->finish();
     }
     if (outlet_) {
       PhaseTimer timer(phases_, Phase::kTransfer);
       outlet_->finish();
     }
+    PhaseTimer timer(phases_, Phase::kWrite);
+    queue_.drain();
+    tell_durable();
   }
 
  private:
   // A key whose tensors the output takes as they are: they pass through in pieces, never whole in memory. `check`: NaN and
   // infinity are refused.
-  void copy_tensors(const std::string& key, const std::vector<std::string>& names, bool check, WriteBehind& queue) {
-    KeyWriter writer = job_.output.start_shards(job_.plan, key, mine_.rank, queue);
+  void copy_tensors(const std::string& key, const std::vector<std::string>& names, bool check) {
+    KeyWriter writer = job_.output.start_shards(job_.plan, key, mine_.rank, queue_);
     for (const std::string& name : names)
       if (writer.holds(name))
         job_.source.read_pieces(name, check, backend_, [&](int64_t offset, Tensor piece) {
@@ -69,16 +82,13 @@ class RankWork {
   void write_float_shards() {
     PhaseTimer timer(phases_, Phase::kWrite);
     const ModelSpec& spec = job_.source.spec();
-    WriteBehind queue(kCopyQueueBytes);
-    if (mine_.embeds) copy_tensors("embedding", {spec.embedding.name}, true, queue);
-    if (mine_.last) {
-      copy_tensors("norm", {spec.final_norm.name}, true, queue);
-      if (!spec.tied && !head_to_quantize(job_.options, spec)) copy_tensors("head", {spec.head.name}, true, queue);
-      std::vector<std::string> others;
-      for (const PackedSpec& other : job_.plan.job.other) others.push_back(other.name);
-      copy_tensors("other", others, false, queue);  // masks may hold infinities
-    }
-    queue.drain();
+    if (mine_.embeds) copy_tensors("embedding", {spec.embedding.name}, true);
+    if (!mine_.last) return;
+    copy_tensors("norm", {spec.final_norm.name}, true);
+    if (!spec.tied && !head_to_quantize(job_.options, spec)) copy_tensors("head", {spec.head.name}, true);
+    std::vector<std::string> others;
+    for (const PackedSpec& other : job_.plan.job.other) others.push_back(other.name);
+    copy_tensors("other", others, false);  // masks may hold infinities
   }
 
   // The micro-batches of this rank's lanes.
@@ -112,32 +122,45 @@ class RankWork {
     if (!mine_.last) outlet_ = send_to(activations, mine_.rank + job_.plan.width, pipe_, backend_, phases_);
   }
 
-  // Writes what of the key's tensors is this rank's.
-  void write(const std::string& key, const PackedBlock& packed) {
+  // Opens this rank's shards of a key: what is packed from now on goes there.
+  void start_shards(const std::string& key) {
     PhaseTimer timer(phases_, Phase::kWrite);
-    for (const ShardPlan& shard : job_.plan.shards)
-      if (shard.rank == mine_.rank && shard_key(shard) == key) job_.output.write_shard(shard, packed.tensors);
+    shards_.emplace(job_.output.start_shards(job_.plan, key, mine_.rank, queue_));
   }
 
-  void finish_block(int64_t block, const PackedBlock& packed, double seconds) {
-    const std::string key = fmt::format("block-{:05}", block);
-    write(key, packed);
-    if (mine_.member != 0) return;
-    int64_t bytes = 0;
+  // One block from `quantize` into its shards; the disk may still be busy with it when the next begins.
+  template <typename Quantize>
+  void quantize_block(Quantize&& quantize) {
+    const Stopwatch watch;
+    const std::string key = fmt::format("block-{:05}", block_);
+    start_shards(key);
+    quantize();
+    PhaseTimer timer(phases_, Phase::kWrite);
+    Unfinished done{{block_, mine_.rank, 0, watch.seconds()}, shards_->finish()};
     for (const ShardPlan& shard : job_.plan.shards)
-      if (shard_key(shard) == key) bytes += shard.tensor_bytes;
-    events_.block(BlockEvent{block, mine_.rank, bytes, seconds});
+      if (shard_key(shard) == key) done.event.bytes += shard.tensor_bytes;
+    unfinished_.push_back(std::move(done));
+    tell_durable();
+  }
+
+  // Blocks are told of in order, once this rank's part of them is on the disk.
+  void tell_durable() {
+    while (!unfinished_.empty()) {
+      const std::vector<PendingFile>& files = unfinished_.front().files;
+      if (!std::all_of(files.begin(), files.end(), [](const PendingFile& file) { return file.durable(); })) return;
+      if (mine_.member == 0) events_.block(unfinished_.front().event);
+      unfinished_.pop_front();
+    }
   }
 
   void run_quantized(Activations& activations, const Tensor& rope) {
     Stage stage(context_);
     for (block_ = mine_.blocks.first; block_ < mine_.blocks.end; ++block_) {
-      const Stopwatch watch;
       const auto graph = activations.length > 0
                              ? job_.source.family().graph(job_.source.spec(), block_, rope)
                              : nullptr;
       if (graph && block_ + 1 == mine_.blocks.end) connect_outlet(activations);
-      finish_block(block_, stage.run(block_, graph.get(), activations), watch.seconds());
+      quantize_block([&] { stage.run(block_, graph.get(), activations); });
     }
   }
 
@@ -147,10 +170,8 @@ class RankWork {
     for (const BlockRange& wave : waves()) {
       FullWave full(context_, wave, rope);
       full.capture(activations, wave.end == mine_.blocks.end, output_needed);
-      for (block_ = wave.first; block_ < wave.end; ++block_) {
-        const Stopwatch watch;
-        finish_block(block_, full.solve(block_), watch.seconds());
-      }
+      for (block_ = wave.first; block_ < wave.end; ++block_)
+        quantize_block([&] { full.solve(block_); });
     }
   }
 
@@ -174,6 +195,13 @@ class RankWork {
   BlockContext context_;
   std::set<std::string> written_;  // tensors of this rank's shards
   std::shared_ptr<BatchSender> outlet_;
+  struct Unfinished {
+    BlockEvent event;
+    std::vector<PendingFile> files;
+  };
+  WriteBehind queue_{kQueueBytes};
+  std::optional<KeyWriter> shards_;  // of the block being quantized
+  std::deque<Unfinished> unfinished_;
   int64_t block_ = 0;
 };
 

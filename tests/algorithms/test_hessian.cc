@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <limits>
 
@@ -125,6 +126,9 @@ TEST_F(HessianTest, HoldersOfLaneRangesFoldToTheSameBits) {
     if (!whole.empty()) {
       ASSERT_EQ(whole.as<float>()[0], folded.as<float>()[0]) << "round " << round;
     }
+  }
+}
+
 TEST_F(HessianTest, SaysWhenTheNewestLaneIsNotFinite) {
   const int64_t n = 200;
   Tensor x = testing::to_type(random_inputs(3, n, 4), DType::kF32);

@@ -15,6 +15,7 @@ struct OneRank {
         group(*transport, backend),
         context{options, source, format, backend, group, phases,
                 [this](const QuantizeRecord& record) { records.push_back(record); },
+                nullptr,
                 nullptr} {}
 
   Communicator comm;
