@@ -1,7 +1,9 @@
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "backends/cpu/matmul.h"
@@ -40,17 +42,14 @@ class Products {
     }
   }
 
-  // FLOP/s, best of this and all earlier calls.
-  double rate() {
-    constexpr int64_t kRepeats = 4;
-    const double seconds = best_seconds(pool_, runs_, [&](int i) {
-      for (int64_t r = 0; r < kRepeats; ++r)
+  double rate(double flop) {
+    const double product = 2.0 * kSize * kSize * kSize * pool_.size();
+    const auto repeats = std::max<int64_t>(1, std::llround(flop / product));
+    const double seconds = best_seconds(pool_, 1, [&](int i) {
+      for (int64_t r = 0; r < repeats; ++r)
         contexts_[i]->run(spec_, a_[i].data(), b_[i].data(), nullptr, c_[i].as<float>());
     });
-    const double flop = static_cast<double>(pool_.size()) * kRepeats * 2 * kSize * kSize * kSize;
-    best_ = std::max(best_, flop / seconds);
-    runs_ = 1;
-    return best_;
+    return product * static_cast<double>(repeats) / seconds;
   }
 
  private:
@@ -65,8 +64,6 @@ class Products {
   ThreadPool pool_;
   std::vector<std::unique_ptr<MatmulContext>> contexts_;
   std::vector<Tensor> a_, b_, c_;
-  double best_ = 0;
-  int runs_ = kRuns;  // of the next call: the first one is thorough
 };
 
 double measure_copy() {
@@ -82,6 +79,12 @@ double measure_copy() {
   });
   return 2.0 * kBytes * pool.size() / seconds;
 }
+// Best of kRuns, each of some milliseconds.
+double best_matmul_rate(DType type) {
+  double best = 0;
+  for (int run = 0; run < kRuns; ++run) best = std::max(best, matmul_rate(type, 4e9));
+  return best;
+}
 }  // namespace
 
 int threads() {
@@ -89,9 +92,9 @@ int threads() {
   return count;
 }
 
-double matmul_rate(DType type) {
+double matmul_rate(DType type, double flop) {
   static Products single(DType::kF32), half(DType::kBF16);
-  return type == DType::kBF16 ? half.rate() : single.rate();
+  return (type == DType::kBF16 ? half : single).rate(flop);
 }
 
 double copy_rate() {
@@ -106,10 +109,9 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::AddCustomContext("threads", std::to_string(bench::threads()));
-  benchmark::AddCustomContext(
-      "matmul bf16", fmt::format("{:.0f} GFLOP/s", bench::matmul_rate(DType::kBF16) / 1e9));
-  benchmark::AddCustomContext("matmul fp32",
-                              fmt::format("{:.0f} GFLOP/s", bench::matmul_rate(DType::kF32) / 1e9));
+  for (const auto& [name, type] : {std::pair{"bf16", DType::kBF16}, std::pair{"fp32", DType::kF32}})
+    benchmark::AddCustomContext(fmt::format("matmul {}", name),
+                                fmt::format("{:.0f} GFLOP/s", bench::best_matmul_rate(type) / 1e9));
   benchmark::AddCustomContext("copy", fmt::format("{:.1f} GB/s", bench::copy_rate() / 1e9));
   benchmark::RunSpecifiedBenchmarks();
   return 0;

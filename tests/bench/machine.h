@@ -13,31 +13,32 @@ namespace bitmill::bench {
 
 // Threads of all benchmarks: the CPUs of the affinity mask.
 int threads();
-// FLOP/s of independent 512 x 512 x 512 products, one per thread, operands in cache: what the
-// matmul library can give. Measures a few milliseconds, returns the fastest of all calls so far.
-double matmul_rate(DType type);
+// FLOP/s of about `flop` of independent 512 x 512 x 512 products, every thread its own, operands in
+// cache: what the matmul library can give right now.
+double matmul_rate(DType type, double flop);
 // Bytes/s (read plus written) of copying 64 MiB per thread.
 double copy_rate();
 
-// Runs body() as the benchmark's iterations, `flop` each, and between them the machine's own
-// products. Counters: "GFLOP/s" of the fastest iteration, "of_matmul" its share of the fastest
-// product of `type` since the program began: other work on a shared machine slows both down at its
-// own times, averages would compare that. prepare() comes before each iteration, untimed.
+// Runs body() as the benchmark's iterations, `flop` each, and before each the machine's own
+// products of as many. Counters: "GFLOP/s" of the fastest iteration, "of_matmul" its share of the
+// fastest products. Other work on a shared machine comes and goes: runs of equal length that take
+// turns are hit alike, and the fastest are hit least. prepare() comes before each iteration,
+// untimed.
 template <typename Body, typename Prepare>
 void race(benchmark::State& state, double flop, DType type, const Body& body,
           const Prepare& prepare) {
-  double best = 0;
+  double best = 0, machine = 0;
   for (auto _ : state) {
     state.PauseTiming();
-    matmul_rate(type);
     prepare();
+    machine = std::max(machine, matmul_rate(type, flop));
     state.ResumeTiming();
     const Stopwatch watch;
     body();
     best = std::max(best, flop / watch.seconds());
   }
   state.counters["GFLOP/s"] = best / 1e9;
-  state.counters["of_matmul"] = best / matmul_rate(type);
+  state.counters["of_matmul"] = best / machine;
 }
 template <typename Body>
 void race(benchmark::State& state, double flop, DType type, const Body& body) {
