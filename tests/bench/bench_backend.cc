@@ -26,8 +26,8 @@ void linear(benchmark::State& state, DType type, bool residual) {
   const auto backend = open(type);
   const Tensor x = filled(type, {kTokens, in}), y = filled(DType::kF32, {kTokens, out});
   const auto weight = backend->prepare_linear(filled(type, {out, in}));
-  for (auto _ : state) backend->linear(x, *weight, {}, residual ? y.view() : TensorView{}, y);
-  count_flop(state, 2.0 * kTokens * static_cast<double>(in * out), type);
+  race(state, 2.0 * kTokens * static_cast<double>(in * out), type,
+       [&] { backend->linear(x, *weight, {}, residual ? y.view() : TensorView{}, y); });
 }
 #define LINEAR_SIZES \
   Args({384, 384})->Args({384, 1024})->Args({1024, 384})->Args({2048, 2048})->Args({4096, 4096})
@@ -41,15 +41,41 @@ void hessian_update(benchmark::State& state, DType type) {
   const auto backend = open(type);
   const Tensor x = filled(type, {kTokens, n});
   const Tensor h = Tensor::zeros(type == DType::kF64 ? type : DType::kF32, {hessian_elements(n)});
-  for (auto _ : state) backend->hessian_update(x, h);
-  count_flop(state, static_cast<double>(kTokens * n * n), type);
+  race(state, static_cast<double>(kTokens * n * n), type, [&] { backend->hessian_update(x, h); });
 }
 BENCHMARK_CAPTURE(hessian_update, bf16, DType::kBF16)
     ->Arg(384)
     ->Arg(1024)
+    ->Arg(2048)
     ->Arg(4096)
     ->UseRealTime();
-BENCHMARK_CAPTURE(hessian_update, fp32, DType::kF32)->Arg(384)->Arg(1024)->Arg(4096)->UseRealTime();
+BENCHMARK_CAPTURE(hessian_update, fp32, DType::kF32)
+    ->Arg(384)
+    ->Arg(1024)
+    ->Arg(2048)
+    ->Arg(4096)
+    ->UseRealTime();
+
+// gptaq's products of activations and what they lost, the whole square.
+void cross_update(benchmark::State& state, DType type) {
+  const int64_t n = state.range(0);
+  const auto backend = open(type);
+  const Tensor a = filled(type, {kTokens, n}), b = filled(type, {kTokens, n});
+  const Tensor m = Tensor::zeros(DType::kF32, {n, n});
+  race(state, static_cast<double>(2 * kTokens * n * n), type,
+       [&] { backend->cross_update(a, b, m); });
+}
+BENCHMARK_CAPTURE(cross_update, bf16, DType::kBF16)->Arg(384)->Arg(1024)->Arg(2048)->UseRealTime();
+BENCHMARK_CAPTURE(cross_update, fp32, DType::kF32)->Arg(384)->Arg(1024)->Arg(2048)->UseRealTime();
+
+void difference(benchmark::State& state) {
+  const int64_t n = state.range(0);
+  const auto backend = open(DType::kBF16);
+  const Tensor a = filled(DType::kBF16, {kTokens, n}), out(DType::kBF16, {kTokens, n});
+  for (auto _ : state) backend->difference(a, a, out);
+  count_bytes(state, 3.0 * static_cast<double>(a.bytes()));
+}
+BENCHMARK(difference)->Arg(384)->Arg(1024)->UseRealTime();
 
 void hessian_gather(benchmark::State& state) {
   const int64_t n = state.range(0);
@@ -75,8 +101,8 @@ void attention(benchmark::State& state, DType type) {
   const auto backend = open(type);
   const Tensor q = filled(DType::kF32, {kTokens, 384}), k = filled(DType::kF32, {kTokens, 128});
   const Tensor v = filled(DType::kF32, {kTokens, 128}), out(type, {kTokens, 384});
-  for (auto _ : state) backend->attention(q, k, v, shape, out);
-  count_flop(state, 2.0 * static_cast<double>(kTokens * length * 384), type);
+  race(state, 2.0 * static_cast<double>(kTokens * length * 384), type,
+       [&] { backend->attention(q, k, v, shape, out); });
 }
 BENCHMARK_CAPTURE(attention, bf16, DType::kBF16)->Arg(512)->Arg(2048)->UseRealTime();
 BENCHMARK_CAPTURE(attention, fp32, DType::kF32)->Arg(512)->Arg(2048)->UseRealTime();

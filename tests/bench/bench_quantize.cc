@@ -1,16 +1,16 @@
-// Benchmarks of the solve: factorization, column sweep, grids. GFLOP/s beside the machine's own
-// sgemm of the same run.
-#include <benchmark/benchmark.h>
-
+// Benchmarks of the solve: factorization, column sweep, grids.
 #include <numeric>
 #include <random>
 
 #include "backends/backend.h"
+#include "bench/machine.h"
 
-namespace bitmill {
+namespace bitmill::bench {
 namespace {
 
-constexpr int kThreads = 2;
+std::unique_ptr<Backend> open() {
+  return make_backend({.kind = "cpu", .compute = DType::kF32, .threads = threads()});
+}
 
 Tensor random_tensor(Shape shape, uint64_t seed) {
   std::mt19937_64 generator(seed);
@@ -28,24 +28,15 @@ Tensor positive_matrix(int64_t n) {
   return a;
 }
 
-void rate(benchmark::State& state, double flop) {
-  state.counters["GFLOP/s"] =
-      benchmark::Counter(flop * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
-}
-
 void bench_factorize(benchmark::State& state) {
   const int64_t n = state.range(0);
-  const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, kThreads});
+  const std::unique_ptr<Backend> backend = open();
   const Tensor a = positive_matrix(n);
   Tensor work(DType::kF32, {n, n});
-  for (auto _ : state) {
-    state.PauseTiming();
-    convert(a, work);
-    state.ResumeTiming();
-    benchmark::DoNotOptimize(backend->factorize(work).ok);
-  }
   const double size = static_cast<double>(n);
-  rate(state, size * size * size / 3);
+  race(
+      state, size * size * size / 3, DType::kF32,
+      [&] { benchmark::DoNotOptimize(backend->factorize(work).ok); }, [&] { convert(a, work); });
 }
 BENCHMARK(bench_factorize)
     ->Arg(1024)
@@ -57,7 +48,7 @@ BENCHMARK(bench_factorize)
 // rows, columns, 1 for grids refitted inside the sweep.
 void bench_sweep(benchmark::State& state) {
   const int64_t rows = state.range(0), n = state.range(1), groups = group_count(n, 128);
-  const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, kThreads});
+  const std::unique_ptr<Backend> backend = open();
   Tensor factor = positive_matrix(n);
   backend->factorize(factor);
   const Tensor weight = random_tensor({rows, n}, 2);
@@ -73,8 +64,9 @@ void bench_sweep(benchmark::State& state) {
   item.codes = codes, item.row_loss = loss;
   item.refit_grids = state.range(2) != 0;
   item.group_size = 128;
-  for (auto _ : state) backend->sweep(factor, order, 128, {&item, 1});
-  rate(state, static_cast<double>(rows) * static_cast<double>(n) * static_cast<double>(n));
+  race(state, static_cast<double>(rows * n * n), DType::kF32, [&] {
+    backend->sweep(factor, order, 128, {&item, 1});
+  });
 }
 BENCHMARK(bench_sweep)
     ->Args({2048, 2048, 0})
@@ -85,7 +77,7 @@ BENCHMARK(bench_sweep)
     ->Unit(benchmark::kMillisecond);
 
 void bench_fit_grids(benchmark::State& state) {
-  const std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, kThreads});
+  const std::unique_ptr<Backend> backend = open();
   const Tensor weight = random_tensor({2048, 2048}, 3);
   Tensor scales(DType::kF32, {2048, 16}), zeros(DType::kF32, {2048, 16});
   Tensor importance(DType::kF32, {2048}), noise(DType::kF32, {2048});
@@ -96,11 +88,10 @@ void bench_fit_grids(benchmark::State& state) {
   const GridOptions options{4, false, state.range(0) == 1, DType::kF16};
   for (auto _ : state)
     benchmark::DoNotOptimize(backend->fit_grids(weight, options, 128, columns, scales, zeros));
-  state.counters["GB/s"] = benchmark::Counter(static_cast<double>(weight.bytes()) * 1e-9,
-                                              benchmark::Counter::kIsIterationInvariantRate);
+  count_bytes(state, static_cast<double>(weight.bytes()));
 }
 // 0: range of the weights, 1: mse search, 2: range search with column statistics.
 BENCHMARK(bench_fit_grids)->Arg(0)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond);
 
 }  // namespace
-}  // namespace bitmill
+}  // namespace bitmill::bench

@@ -91,5 +91,13 @@ TEST(Dispatch, Conversions) {
       [&](BFloat16* out) { run_baseline<Convert<float, BFloat16>>(x.data(), out, kCount); });
 }
 
+TEST(Dispatch, Differences) {
+  using Kernel = Subtract<float, float, BFloat16>;
+  const std::vector<float> a = floats(kCount, 9, 3), b = floats(kCount, 10, 3);
+  same_bits<BFloat16>(
+      kCount, {}, [&](BFloat16* out) { run_avx512<Kernel>(a.data(), b.data(), out, kCount); },
+      [&](BFloat16* out) { run_baseline<Kernel>(a.data(), b.data(), out, kCount); });
+}
+
 }  // namespace
 }  // namespace bitmill::testing

@@ -1,5 +1,7 @@
 // Hessian ops of every backend: the packed triangle, its update, folding, diagonal and gather.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "conformance/backend_test.h"
@@ -98,6 +100,28 @@ TEST_P(Hessian, DoublePrecision) {
   Tensor xs = up(DType::kF64, {tokens, n}, x), h = zero_hessian(DType::kF64, n);
   backend().hessian_update(xs, h);
   EXPECT_LE(triangle_difference(down(std::move(h)), naive_gram(x, tokens, n), n), 1e-12);
+}
+
+// Whoever looks for NaN and infinities looks at the diagonal only: a square cannot cancel, and
+// neither a zero beside it nor the padding of a tile may swallow it.
+TEST_P(Hessian, NonFiniteInputsShowOnTheDiagonal) {
+  for (const auto& [tokens, n] : {std::pair<int64_t, int64_t>{70, 300}, {1, 129}, {33, 2050}}) {
+    Tensor diagonal(DType::kF64, {n});
+    for (const double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL, -HUGE_VAL})
+      for (const int64_t token : {int64_t{0}, tokens - 1})
+        for (const int64_t column : {int64_t{0}, int64_t{127}, int64_t{128}, n - 1}) {
+          Values x(tokens * n, 0.0);
+          x[token * n + column] = bad;
+          x[token * n + (column + 1) % n] = 0x1p-130;  // subnormal in both compute types
+          Tensor h = zero_hessian(DType::kF32, n);
+          backend().hessian_update(up(compute(), {tokens, n}, x), h);
+          backend().hessian_update(up(compute(), {1, n}, Values(n, 1.0)), h);
+          backend().hessian_diagonal(h, n, diagonal);
+          for (int64_t c = 0; c < n; ++c)
+            ASSERT_EQ(std::isfinite(diagonal.as<double>()[c]), c != column)
+                << bad << " at " << token << ", " << column << " seen at " << c;
+        }
+  }
 }
 
 TEST_P(Hessian, NoTokensChangeNothing) {

@@ -99,7 +99,7 @@ TEST_F(WriteBehindTest, PartsOfATensorInAnyOrder) {
 TEST_F(WriteBehindTest, WhatWaitsStaysBelowTheBound) {
   std::vector<NamedView> specs;
   for (int i = 0; i < 200; ++i)
-    specs.push_back({"t" + std::to_string(i), {nullptr, DType::kU8, {10'000}}});
+    specs.push_back({fmt::format("t{}", i), {nullptr, DType::kU8, {10'000}}});
   WriteBehind queue(35'000);
   ShardWriter shard(path_, specs, queue);
   for (int i = 0; i < 200; ++i) shard.write(specs[i].name, filled(DType::kU8, {10'000}, i));

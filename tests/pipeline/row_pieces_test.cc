@@ -3,12 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 namespace bitmill {
 namespace {
 
-constexpr int64_t kIn = 4096, kRows = 5000;  // pieces of 2048 rows
+constexpr int64_t kIn = 4096, kRows = 2500;  // pieces of 2048 rows
 
 std::string bytes(const Tensor& tensor) {
   return {tensor.as<char>(), static_cast<size_t>(tensor.bytes())};
@@ -49,7 +50,7 @@ class RowPieces : public ::testing::Test {
 TEST_F(RowPieces, EqualAllRowsAtOnce) {
   ASSERT_EQ(rows_per_piece(kIn), 2048);
   for (const bool symmetric : {true, false})
-    for (const RowRange rows : {RowRange{0, kRows}, RowRange{256, 4608}, RowRange{10, 20}}) {
+    for (const RowRange rows : {RowRange{0, kRows}, RowRange{10, 20}}) {
       problem_.settings.symmetric = symmetric;
       const QuantizeResult whole = at_once(rows), pieces = in_pieces(rows);
       EXPECT_EQ(bytes(pieces.linear.codes), bytes(whole.linear.codes));
@@ -74,12 +75,12 @@ TEST_F(RowPieces, AHolderOfNoRowsHasAnEmptyResult) {
 }
 
 TEST_F(RowPieces, MessagesNameTheElementOfTheWholeWeight) {
-  weight_.as<float>()[4000 * kIn + 7] = INFINITY;
+  weight_.as<float>()[2400 * kIn + 7] = INFINITY;
   try {
     in_pieces({0, kRows});
     FAIL() << "an infinite weight";
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("row 4000, column 7"), std::string::npos)
+    EXPECT_NE(std::string(error.what()).find("row 2400, column 7"), std::string::npos)
         << error.what();
   }
 }

@@ -259,4 +259,19 @@ BITMILL_AMX void multiply_packed(const BFloat16* packed_a, const BFloat16* packe
   release();
 }
 
+BITMILL_AMX void multiply_symmetric(const BFloat16* packed_a, const BFloat16* packed_b, int64_t n,
+                                    int64_t k, float* c, int64_t ldc) {
+  const int64_t steps = round_up(k, kDepth) / kDepth;
+  configure();
+  for (int64_t row = 0; row < n; row += kBlock) {
+    const int64_t rows = n - row < kBlock ? n - row : kBlock;
+    const OperandA tiles{packed_a + row / kRows * steps * kTile, rows > kRows ? steps * kTile : 0};
+    multiply_row_block(tiles, packed_b, steps * kTile, rows, row + rows, steps, c + row * ldc, ldc,
+                       true);
+    for (int64_t j = 0; j < row; ++j)
+      for (int64_t i = row; i < row + rows; ++i) c[j * ldc + i] = c[i * ldc + j];
+  }
+  release();
+}
+
 }  // namespace bitmill::amx

@@ -38,4 +38,10 @@ void multiply_rows(const BFloat16* a, int64_t lda, const BFloat16* packed_b, int
 void multiply_packed(const BFloat16* packed_a, const BFloat16* packed_b, int64_t m, int64_t n, int64_t k, float* c,
                      int64_t ldc);
 
+// The same where b is a's transpose (pack_gram's pair) and c [n, n] is symmetric before: the
+// product is symmetric to the last bit, so little more than its lower triangle is computed and the
+// rest copied from there.
+void multiply_symmetric(const BFloat16* packed_a, const BFloat16* packed_b, int64_t n, int64_t k,
+                        float* c, int64_t ldc);
+
 }  // namespace bitmill::amx

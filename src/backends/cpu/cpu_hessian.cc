@@ -184,9 +184,13 @@ void CpuBackend::hessian_update_amx(TensorView x, TensorView h) {
   const std::vector<Tile> tiles = all_tiles(n);
   pool_.parallel_for(static_cast<int64_t>(tiles.size()), [&](int64_t item, int) {
     const Tile& tile = tiles[item];
-    amx::multiply_packed(a.as<BFloat16>() + amx::packed_elements(tile.row * edge, tokens),
-                         b.as<BFloat16>() + amx::packed_elements(tile.col * edge, tokens), tile.rows, tile.cols, tokens,
-                         h.as<float>() + tile.offset, tile.cols);
+    const BFloat16* rows = a.as<BFloat16>() + amx::packed_elements(tile.row * edge, tokens);
+    const BFloat16* cols = b.as<BFloat16>() + amx::packed_elements(tile.col * edge, tokens);
+    float* const sums = h.as<float>() + tile.offset;
+    if (tile.row == tile.col)
+      amx::multiply_symmetric(rows, cols, tile.rows, tokens, sums, tile.cols);
+    else
+      amx::multiply_packed(rows, cols, tile.rows, tile.cols, tokens, sums, tile.cols);
   });
 }
 

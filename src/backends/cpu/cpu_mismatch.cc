@@ -5,6 +5,7 @@
 #include "backends/cpu/amx.h"
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/cpu_blas.h"
+#include "backends/cpu/kernels.h"
 
 namespace bitmill {
 namespace {
@@ -60,25 +61,6 @@ Tensor widened(TensorView x) {
   Tensor out(DType::kF32, x.shape);
   convert(x, out);
   return out;
-}
-
-float as_float(BFloat16 value) {
-  return to_float(value);
-}
-float as_float(float value) {
-  return value;
-}
-
-template <typename A, typename B, typename Out>
-void subtract(const A* a, const B* b, Out* out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    if constexpr (std::is_same_v<Out, double>)
-      out[i] = a[i] - b[i];
-    else if constexpr (std::is_same_v<Out, float>)
-      out[i] = as_float(a[i]) - as_float(b[i]);
-    else
-      out[i] = to_bf16(as_float(a[i]) - as_float(b[i]));
-  }
 }
 
 // Calls body with a typed pointer of a compute type.
@@ -143,19 +125,28 @@ void CpuBackend::difference(TensorView a, TensorView b, TensorView out) {
   BITMILL_CHECK(a.shape == b.shape && a.shape == out.shape);
   constexpr int64_t kChunk = 1 << 16;
   const int64_t n = a.elements();
-  const auto run = [&](const auto* x, const auto* y, auto* to) {
+  const auto over_chunks = [&](const auto& subtract) {
     pool_.parallel_for((n + kChunk - 1) / kChunk, [&](int64_t item, int) {
       const int64_t first = item * kChunk;
-      subtract(x + first, y + first, to + first, std::min(kChunk, n - first));
+      subtract(first, std::min(kChunk, n - first));
     });
   };
   if (out.dtype == DType::kF64) {
     BITMILL_CHECK(a.dtype == DType::kF64 && b.dtype == DType::kF64);
-    return run(a.as<double>(), b.as<double>(), out.as<double>());
+    const double *x = a.as<double>(), *y = b.as<double>();
+    return over_chunks([&, to = out.as<double>()](int64_t first, int64_t count) {
+      for (int64_t i = first; i < first + count; ++i) to[i] = x[i] - y[i];
+    });
   }
   with_compute_type(a, [&](const auto* x) {
-    with_compute_type(
-        b, [&](const auto* y) { with_compute_type(out, [&](auto* to) { run(x, y, to); }); });
+    with_compute_type(b, [&](const auto* y) {
+      with_compute_type(out, [&](auto* to) {
+        over_chunks([&](int64_t first, int64_t count) {
+          dispatch<Subtract<std::decay_t<decltype(*x)>, std::decay_t<decltype(*y)>,
+                            std::decay_t<decltype(*to)>>>(x + first, y + first, to + first, count);
+        });
+      });
+    });
   });
 }
 

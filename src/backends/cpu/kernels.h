@@ -91,6 +91,14 @@ struct SoftmaxRows {
   }
 };
 
+// out = a - b, rounded once.
+template <typename A, typename B, typename Out>
+struct Subtract {
+  BITMILL_KERNEL void run(const A* a, const B* b, Out* __restrict out, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) store_float(load_float(a[i]) - load_float(b[i]), out[i]);
+  }
+};
+
 struct Silu {
   BITMILL_KERNEL float of(float x) { return x / (1.0f + exp_clamped(-x)); }
 };
