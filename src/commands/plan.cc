@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <iostream>
 #include <optional>
+#include <set>
 
 #include "commands/command.h"
 #include "commands/job.h"
@@ -20,7 +21,8 @@ PlanMachine plan_machine(const RunOptions& options, Communicator& comm) {
   PlanMachine machine;
   machine.ranks = options.extra.ranks;
   machine.ranks_per_node = options.extra.ranks_per_node > 0 ? options.extra.ranks_per_node : options.extra.ranks;
-  machine.memory_name = options.run.backend == "cpu" ? "host memory" : "device memory";
+  machine.device = options.run.backend != "cpu";
+  machine.memory_name = machine.device ? "device memory" : "host memory";
   machine.memory_per_rank = options.run.device_memory != "auto"
                                 ? parse_size(options.run.device_memory, "run.device_memory")
                                 : int64_t{80'000'000'000};
@@ -34,6 +36,20 @@ void check_tokens(const PlanJob& job) {
     fail(ExitCode::kUsage,
          "calibration.samples x calibration.sequence_length: found {} x {}, expected at most {} tokens",
          job.samples, job.length, kMostTokens);
+}
+
+// Types of stored tensors by config.json alone. FP8 checkpoints store the linears of blocks in one byte
+// (and a scale per block of 128 x 128, which is not counted).
+std::function<DType(const std::string&)> stored_dtypes(const Json& config, const ModelSpec& spec) {
+  std::set<std::string> fp8;
+  const auto quantization = config.find("quantization_config");
+  if (quantization != config.end() && quantization->is_object() &&
+      quantization->value("quant_method", "") == "fp8")
+    for (const BlockSpec& block : spec.blocks)
+      for (const LinearSpec& linear : block.linears) fp8.insert(linear.weight_name());
+  return [fp8 = std::move(fp8), dtype = spec.dtype](const std::string& name) {
+    return fp8.contains(name) ? DType::kF8E4M3 : dtype;
+  };
 }
 
 bool has_weights(const std::string& directory) {
@@ -66,7 +82,7 @@ int run_plan(const CommandLine& line, Communicator& comm) {
                                                                                              : DType::kF32;
     job.calibrated = needs_calibration(options, spec);
     if (job.calibrated) job.samples = samples_needed(options, spec, job.samples, job.length);
-    std::function<DType(const std::string&)> dtypes = [&](const std::string&) { return spec.dtype; };
+    std::function<DType(const std::string&)> dtypes = stored_dtypes(config, spec);
     std::optional<ModelSource> source;
     if (has_weights(options.model.path)) {
       source.emplace(ModelSource::open(options.model.path));

@@ -46,6 +46,15 @@ void check_same_configuration(const RunOptions& options, Communicator& comm) {
   });
 }
 
+// A family whose forward pass is not in this version refuses to give its graph: asked before anything
+// else is looked at. A directory without a usable config.json is left to those who read it.
+void require_forward(const std::string& directory) {
+  if (!std::filesystem::exists(directory + "/config.json")) return;
+  const Json config = read_model_config(directory);
+  const ModelFamily& family = find_family(config);
+  family.graph(family.describe(config), 0, TensorView());
+}
+
 }  // namespace
 
 int resolve_threads(const std::string& threads, Communicator& comm) {
@@ -65,6 +74,7 @@ void require(const std::string& value, const std::string& key, const std::string
 
 Session open_session(const RunOptions& options, Communicator& comm) {
   check_same_configuration(options, comm);
+  on_rank_zero(comm, [&] { require_forward(options.model.path); });
   ModelSource source = ModelSource::open(options.model.path, comm);
   const DType compute = resolve_compute(options.run.compute, source.spec(), comm);
   const int threads = resolve_threads(options.run.threads, comm);

@@ -89,6 +89,11 @@ const std::vector<ExtraOption>& extra_options() {
        [](Line& line, Text name, Text value) {
          line.options.extra.ranks_per_node = parse_rank_count(name, value);
        }},
+      {"benchmark",
+       "",
+       {"doctor"},
+       "measure the rates of [machine], a few seconds",
+       [](Line& line, Text, Text) { line.options.extra.benchmark = true; }},
       {"help", "", {}, "this text", [](Line& line, Text, Text) { line.help = true; }},
       {"version",
        "",

@@ -101,6 +101,14 @@ struct RunOptions {
   struct Report {
     bool html = true;
   } report;
+  // Rates of one rank, for the plan's estimate; 0: what the plan assumes (pipeline/rates.h). `doctor
+  // --benchmark` measures them. They change no result.
+  struct Machine {
+    double forward_flops = 0, hessian_flops = 0, factor_flops = 0, sweep_flops = 0;
+    double grid_elements = 0;
+    double read_bandwidth = 0, write_bandwidth = 0, link_bandwidth = 0;
+    double storage_bandwidth = 0;  // of all ranks together
+  } machine;
 
   // Command-line options that belong to one command rather than to the configuration.
   struct Extra {
@@ -111,6 +119,7 @@ struct RunOptions {
     std::string tensor;       // inspect --tensor NAME: print a few codes
     int ranks = 0;            // plan --ranks N: hypothetical machine
     int ranks_per_node = 0;   // plan --ranks_per_node M
+    bool benchmark = false;   // doctor --benchmark: measure the rates of [machine]
   } extra;
 
   // Settings of one module: the first matching rule over [quantize]. `module` is the tensor name without ".weight".

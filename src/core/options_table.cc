@@ -337,6 +337,30 @@ void add_report_rows(Rows& rows) {
                   kConfig, "write report.html"});
 }
 
+// Rates that the plan's estimate of time is made of.
+void add_rate_rows(Rows& rows) {
+  using Machine = Options::Machine;
+  const auto row = [&](const char* name, double Machine::*member, const char* unit,
+                       const char* help) {
+    rows.push_back({std::string("machine.") + name, real(at(&Options::machine, member), 0, true),
+                    unit, kPlain, kConfig, help});
+  };
+  row("forward_flops", &Machine::forward_flops, "FLOP/s",
+      "rate of a rank's linear layers; 0: an assumption, as for all rates");
+  row("hessian_flops", &Machine::hessian_flops, "FLOP/s", "rate of a rank's Hessian updates");
+  row("factor_flops", &Machine::factor_flops, "FLOP/s",
+      "rate of a rank's factorizations of large matrices");
+  row("sweep_flops", &Machine::sweep_flops, "FLOP/s", "rate of a rank's column sweeps");
+  row("grid_elements", &Machine::grid_elements, "weights/s",
+      "weights a rank tries on a grid, times the grids tried");
+  row("read_bandwidth", &Machine::read_bandwidth, "bytes/s", "how fast one rank reads files");
+  row("write_bandwidth", &Machine::write_bandwidth, "bytes/s", "how fast one rank writes files");
+  row("link_bandwidth", &Machine::link_bandwidth, "bytes/s",
+      "how fast one rank sends to another");
+  row("storage_bandwidth", &Machine::storage_bandwidth, "bytes/s",
+      "what the file system gives all ranks together");
+}
+
 }  // namespace
 
 const std::vector<OptionRow>& option_table() {
@@ -351,6 +375,7 @@ const std::vector<OptionRow>& option_table() {
     add_machine_rows(rows);
     add_run_rows(rows);
     add_report_rows(rows);
+    add_rate_rows(rows);
     return rows;
   }();
   return table;

@@ -17,6 +17,8 @@ const std::vector<const ModelFamily*>& model_families() {
       &mistral_family(),
       &qwen2_family(),
       &qwen3_family(),
+      &qwen3_moe_family(),
+      &deepseek_v3_family(),
   };
   return families;
 }

@@ -59,6 +59,10 @@ struct CutSpec {
   int64_t in = 0;
   FoldSpec fold = {};
   bool adds_to_hidden = false;  // its output is added to the residual stream (o, down)
+  // A routed expert of the block, by number; -1: the cut sees every token.
+  int expert = -1;
+  // Part of the tokens that reaches the cut, in the mean over experts: top_k / n_experts.
+  double token_share = 1;
 };
 
 struct BlockSpec {
@@ -95,7 +99,8 @@ struct ModelSpec {
   // loader, which sees the tensors, puts the weights' dtype in its place.
   bool dtype_given = true;
   int64_t vocab = 0, hidden = 0, intermediate = 0;
-  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;  // head_dim: of q and k
+  int64_t value_dim = 0;  // of v, where it differs from head_dim; 0: head_dim
   int64_t max_positions = 0;
   float norm_eps = 1e-6f;
   float attention_scale = 0;

@@ -130,8 +130,8 @@ std::vector<int64_t> qwen_windows(const ConfigKeys& keys) {
   return windows;
 }
 
-ModelSpec describe_decoder(const Json& config, const std::string& family,
-                           const DecoderTraits& traits) {
+ModelSpec describe_shared_keys(const Json& config, const std::string& family,
+                               const DecoderTraits& traits) {
   const ConfigKeys keys(config);
   ModelSpec spec;
   spec.family = family;
@@ -149,11 +149,18 @@ ModelSpec describe_decoder(const Json& config, const std::string& family,
   spec.activation = parse_activation(keys);
   spec.tied = keys.flag_or("tie_word_embeddings", traits.tied_by_default);
   spec.qk_norm = traits.qk_norm;
-  read_heads(keys, traits, spec);
-  spec.rope = parse_rope(config, spec.head_dim, spec.max_positions);
   spec.embedding = {"model.embed_tokens.weight", {spec.vocab, spec.hidden}};
   spec.final_norm = {"model.norm.weight", {spec.hidden}};
   spec.head = spec.tied ? spec.embedding : TensorSpec{"lm_head.weight", {spec.vocab, spec.hidden}};
+  return spec;
+}
+
+ModelSpec describe_decoder(const Json& config, const std::string& family,
+                           const DecoderTraits& traits) {
+  const ConfigKeys keys(config);
+  ModelSpec spec = describe_shared_keys(config, family, traits);
+  read_heads(keys, traits, spec);
+  spec.rope = parse_rope(config, spec.head_dim, spec.max_positions);
   const int64_t blocks = block_count(keys);
   for (int64_t index = 0; index < blocks; ++index)
     spec.blocks.push_back(describe_block(spec, traits, index));

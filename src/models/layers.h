@@ -29,6 +29,10 @@ struct DecoderTraits {
   std::vector<int64_t> windows;  // sliding window of each block, 0: full attention; empty: all full
 };
 
+// What every decoder's config.json says alike: sizes, dtype, norms, embedding and head. Heads, rope
+// and blocks are left to the caller.
+ModelSpec describe_shared_keys(const Json& config, const std::string& family,
+                               const DecoderTraits& traits);
 // The spec from the keys that all these families share (docs/models.md lists them).
 ModelSpec describe_decoder(const Json& config, const std::string& family,
                            const DecoderTraits& traits);
@@ -64,5 +68,7 @@ const ModelFamily& llama_family();
 const ModelFamily& mistral_family();
 const ModelFamily& qwen2_family();
 const ModelFamily& qwen3_family();
+const ModelFamily& qwen3_moe_family();
+const ModelFamily& deepseek_v3_family();
 
 }  // namespace bitmill

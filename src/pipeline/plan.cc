@@ -5,7 +5,8 @@
 
 #include "algorithms/quantizer.h"
 #include "core/log.h"
-#include "pipeline/memory.h"
+#include "pipeline/layout.h"
+#include "pipeline/stage.h"
 
 namespace bitmill {
 
@@ -106,23 +107,6 @@ namespace {
 
 using Dtypes = std::function<DType(const std::string&)>;
 
-// Work of a block in FLOP for this job; reading a byte is charged like 100 FLOP, about what a node's memory-to-arithmetic
-// ratio makes of it. Only the proportions matter.
-double block_cost(const BlockSpec& block, const PlanJob& job) {
-  const double tokens = static_cast<double>(job.samples * job.length);
-  double flop = 0, bytes = 0;
-  for (const CutSpec& cut : block.cuts) {
-    const double n = static_cast<double>(cut.in);
-    if (job.calibrated) flop += n * n * tokens + n * n * n / 3;
-    for (int linear : cut.linears) {
-      const double rows = static_cast<double>(block.linears[linear].out);
-      bytes += rows * n * 2;
-      if (job.calibrated) flop += 2 * rows * n * tokens + rows * n * n;
-    }
-  }
-  return flop + 100 * bytes;
-}
-
 // `rank`: the first of the stage that holds the tensors.
 void add_shards(Plan& plan, const std::string& key, int rank, std::vector<PackedSpec> tensors, int64_t limit) {
   std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
@@ -193,9 +177,9 @@ void plan_shards(Plan& plan, const RunOptions& options, const ModelSpec& spec, c
                                      : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, count));
 }
 
-// run.stage_width on this machine. Error(kUsage) for more than there are ranks.
-int stage_width(const RunOptions& options, const PlanMachine& machine) {
-  if (options.run.stage_width == "auto") return 1;
+// run.stage_width, 0: auto. Error(kUsage) for more than there are ranks.
+int given_width(const RunOptions& options, const PlanMachine& machine) {
+  if (options.run.stage_width == "auto") return 0;
   const int width = std::stoi(options.run.stage_width);
   if (width > machine.ranks)
     fail(ExitCode::kUsage, "run.stage_width={}: expected at most the {} rank{} of this job", width,
@@ -215,50 +199,85 @@ void note_idle_ranks(Plan& plan, const ModelSpec& spec) {
                                plan.width)));
 }
 
-void assign_blocks(Plan& plan, const RunOptions& options, const ModelSpec& spec) {
-  std::vector<double> costs;
-  for (const BlockSpec& block : spec.blocks) costs.push_back(block_cost(block, plan.job));
-  const double embedding = 200.0 * static_cast<double>(spec.embedding.shape.elements());
-  const double copied = spec.tied ? 0 : 200.0 * static_cast<double>(spec.head.shape.elements());
-  const double head =
-      head_to_quantize(options, spec) ? block_cost(head_block(spec), plan.job) : copied;
-  plan.width = stage_width(options, plan.machine);
-  const auto ranges = partition_blocks(costs, plan.machine.ranks / plan.width, embedding, head);
-  plan.stages = static_cast<int>(ranges.size());
-  const double all = std::accumulate(costs.begin(), costs.end(), embedding + head);
-  for (int rank = 0; rank < plan.machine.ranks; ++rank) {
-    RankPlan r;
-    r.rank = rank;
-    r.node = rank / std::max(1, plan.machine.ranks_per_node);
-    r.stage = rank / plan.width;
-    r.member = rank % plan.width;
-    if (r.stage < plan.stages) {
-      r.blocks = ranges[r.stage];
-      r.embeds = r.stage == 0;
-      r.last = r.stage + 1 == plan.stages;
-      r.cost = std::accumulate(costs.begin() + r.blocks.first, costs.begin() + r.blocks.end,
-                               (r.embeds ? embedding : 0) + (r.last ? head : 0)) /
-               all / plan.width;
-    }
-    plan.ranks.push_back(r);
-  }
-  note_idle_ranks(plan, spec);
+// A stage's ranks talk all the time; across nodes they share the slower network.
+void note_nodes(Plan& plan) {
+  const int node = std::max(1, plan.machine.ranks_per_node);
+  if (plan.width == 1 || node >= plan.active_ranks() || node % plan.width == 0) return;
+  plan.notes.push_back(fmt::format("stages of {} ranks span nodes of {}", plan.width, node));
 }
 
-void refuse_if_too_large(const Plan& plan) {
-  const int64_t limit = plan.machine.memory_per_rank;
-  for (const RankPlan& rank : plan.ranks) {
-    if (limit == 0 || total(rank.peak) <= limit) continue;
-    const size_t largest =
-        static_cast<size_t>(std::max_element(rank.peak.begin(), rank.peak.end()) - rank.peak.begin());
-    static constexpr std::array<std::string_view, kMemoryKinds> kHelp{
-        "lower calibration.samples or calibration.sequence_length", "lower run.microbatch_tokens",
-        "use ranks with more memory",  "lower run.reduction_lanes or use ranks with more memory",
-        "use ranks with more memory",  "use ranks with more memory", "use ranks with more memory"};
-    fail(ExitCode::kDoesNotFit, "rank {} needs {} at {} but has {} of {}; the largest part is {} ({}): {}", rank.rank,
-         human_bytes(total(rank.peak)), rank.peak_at, human_bytes(limit), plan.machine.memory_name,
-         memory_kind_name(static_cast<MemoryKind>(largest)), human_bytes(rank.peak[largest]), kHelp[largest]);
+int64_t stored_bytes(const TensorSpec& tensor, const Dtypes& dtypes) {
+  return tensor.shape.elements() * dtype_bits(dtypes(tensor.name)) / 8;
+}
+
+PlanInput plan_input(const RunOptions& options, const ModelSpec& spec, const OutputFormat& format,
+                     const PlanMachine& machine, const PlanJob& job, const Dtypes& dtypes) {
+  PlanInput input{options, spec, machine, job,
+                  rates_of(options.machine, machine.device, job.compute)};
+  set_mode(input, options.propagation.mode == "full");
+  for (const BlockSpec& block : spec.blocks)
+    input.blocks.push_back(block_work(options, spec, block, format, dtypes));
+  if (head_to_quantize(options, spec))
+    input.head = block_work(options, spec, head_block(spec), format, dtypes);
+  input.embedding_bytes = stored_bytes(spec.embedding, dtypes);
+  if (!spec.tied && !input.head) input.head_bytes = stored_bytes(spec.head, dtypes);
+  input.lanes = options.run.reduction_lanes;
+  input.microbatch_tokens = options.run.microbatch_tokens;
+  return input;
+}
+
+void assign_ranks(Plan& plan, const PlanInput& input, const Layout& layout) {
+  plan.width = layout.width;
+  plan.stages = static_cast<int>(layout.stages.size());
+  plan.seconds = layout.seconds;
+  plan.phases = layout.phases;
+  const double wait = plan.phases[static_cast<size_t>(CostPhase::kWait)];
+  const double work = (plan.seconds - wait) * plan.stages;  // of all stages
+  Member before;  // members with equal shares need equal memory
+  Peak peak;
+  for (int r = 0; r < plan.machine.ranks; ++r) {
+    RankPlan rank;
+    rank.rank = r;
+    rank.node = r / std::max(1, plan.machine.ranks_per_node);
+    rank.stage = r / plan.width;
+    rank.member = r % plan.width;
+    if (rank.stage < plan.stages) {
+      const StageLayout& stage = layout.stages[static_cast<size_t>(rank.stage)];
+      const Member member = member_of(input, layout, rank.stage, rank.member);
+      rank.blocks = stage.blocks;
+      rank.waves = stage.waves;
+      rank.embeds = member.embeds;
+      rank.last = member.last;
+      rank.seconds = stage.seconds;
+      const double busy =
+          total(stage.seconds) - stage.seconds[static_cast<size_t>(CostPhase::kWait)];
+      rank.cost = work > 0 ? busy / work / plan.width : 0;
+      if (r == 0 || !same_memory(member, before)) peak = peak_memory(input, member);
+      before = member;
+      rank.peak = peak.limited;
+      rank.host_peak = peak.host;
+      rank.peak_at = peak.at;
+      const int64_t limit = plan.machine.memory_per_rank;
+      if (limit > 0 && total(rank.peak) > limit) refuse_too_large(input, layout, r, peak);
+    }
+    plan.ranks.push_back(std::move(rank));
   }
+}
+
+// Another width or mode that the estimate finds at least 5% and a second faster.
+void add_hints(Plan& plan, const PlanInput& input, int given) {
+  const auto faster = [&](const PlanInput& other, const std::string& what) {
+    const Layout best = choose_layout(other);
+    if (best.seconds > std::min(0.95 * plan.seconds, plan.seconds - 1) || missing_memory(other, best) > 0) return;
+    plan.hints.push_back(fmt::format("{}run.stage_width={}: an estimated {} instead of {}", what,
+                                     best.width, duration_text(best.seconds),
+                                     duration_text(plan.seconds)));
+  };
+  if (given > 0) faster(input, "");
+  if (!plan.job.calibrated || input.float_stream) return;
+  PlanInput other = input;
+  set_mode(other, !input.full);
+  faster(other, input.full ? "propagation.mode=quantized with " : "propagation.mode=full with ");
 }
 
 }  // namespace
@@ -269,23 +288,21 @@ Plan make_plan(const RunOptions& options, const ModelSpec& spec, const OutputFor
   Plan plan;
   plan.machine = machine;
   plan.job = job;
-  assign_blocks(plan, options, spec);
-  for (RankPlan& rank : plan.ranks)
-    if (rank.blocks.count() > 0) plan_memory(options, spec, job, format, dtypes, rank);
+  const PlanInput input = plan_input(options, spec, format, machine, job, dtypes);
+  plan.full = input.full;
+  plan.rates = input.rates;
+  const int width = given_width(options, machine);
+  assign_ranks(plan, input, width > 0 ? lay_out(input, width) : choose_layout(input));
+  note_idle_ranks(plan, spec);
+  note_nodes(plan);
+  add_hints(plan, input, width);
   plan_shards(plan, options, spec, format, dtypes);
-  const auto source = [&](const TensorSpec& t) { return t.shape.elements() * dtype_bits(dtypes(t.name)) / 8; };
-  plan.source_bytes = source(spec.embedding) + source(spec.final_norm) + (spec.tied ? 0 : source(spec.head));
-  for (const BlockSpec& block : spec.blocks) {
-    for (const TensorSpec& norm : block.norms) plan.source_bytes += source(norm);
-    for (const LinearSpec& linear : block.linears) {
-      plan.source_bytes += source({linear.weight_name(), {linear.out, linear.in}});
-      if (linear.bias) plan.source_bytes += source({linear.bias_name(), {linear.out}});
-    }
-  }
+  plan.source_bytes = stored_bytes(spec.embedding, dtypes) + stored_bytes(spec.final_norm, dtypes) +
+                      (spec.tied ? 0 : stored_bytes(spec.head, dtypes));
+  for (const BlockWork& block : input.blocks) plan.source_bytes += block.source_bytes();
   plan.micro_batches =
       count_batches(job.samples, job.length, options.run.reduction_lanes, options.run.microbatch_tokens);
   plan.load_warnings = check_load(spec, format, modules);
-  refuse_if_too_large(plan);
   return plan;
 }
 

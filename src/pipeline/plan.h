@@ -12,6 +12,7 @@
 #include "formats/format.h"
 #include "models/family.h"
 #include "pipeline/calibration.h"
+#include "pipeline/cost.h"
 #include "pipeline/partition.h"
 
 namespace bitmill {
@@ -22,6 +23,7 @@ struct PlanMachine {
   int ranks_per_node = 1;
   int64_t memory_per_rank = 0;  // bytes a rank may use; 0: unlimited
   std::string memory_name;      // "host memory" or "device memory", for messages
+  bool device = false;          // ranks compute on GPUs; memory_per_rank is a GPU's
 };
 
 // The shape of a job.
@@ -33,8 +35,10 @@ struct PlanJob {
 };
 
 // What lives in memory at a rank's worst moment.
-enum class MemoryKind { kActivations, kScratch, kWeights, kHessians, kFactor, kPacked, kEmbedding };
-constexpr int kMemoryKinds = 7;
+enum class MemoryKind {
+  kActivations, kScratch, kWeights, kHessians, kFactor, kPacked, kEmbedding, kExchange
+};
+constexpr int kMemoryKinds = 8;
 std::string_view memory_kind_name(MemoryKind kind);
 using MemoryBytes = std::array<int64_t, kMemoryKinds>;
 int64_t total(const MemoryBytes& bytes);
@@ -46,9 +50,15 @@ struct RankPlan {
   BlockRange blocks;          // of the stage; empty for an idle rank
   bool embeds = false;        // first stage
   bool last = false;          // last stage: final norm and head
-  double cost = 0;      // share of the whole work, 0..1
-  MemoryBytes peak{};   // by kind, at the moment of the largest sum
-  std::string peak_at;  // "block 3, solve gate_up"
+  // propagation.mode=full: runs of the stage's blocks whose Hessians live at the same time. Each wave
+  // streams all micro-batches through its blocks, then solves them; their outputs are kept for the
+  // next. Equal for all members. Empty in mode quantized.
+  std::vector<BlockRange> waves;
+  double cost = 0;         // share of the whole work, 0..1
+  CostSeconds seconds{};   // estimate by phase, waiting included: the sum is Plan::seconds
+  MemoryBytes peak{};      // by kind, at the moment of the largest sum: what the machine limits
+  MemoryBytes host_peak{}; // with a device: what lies in host memory beside it
+  std::string peak_at;     // "block 3, solve gate_up"
 };
 
 // One file of tensors that one rank writes.
@@ -63,6 +73,10 @@ struct Plan {
   PlanMachine machine;
   PlanJob job;
   int stages = 1, width = 1;       // stages * width ranks work
+  bool full = false;               // propagation.mode=full
+  Rates rates;                     // what the seconds are made of
+  double seconds = 0;              // estimate for the whole run (pipeline/cost.h says what is in it)
+  CostSeconds phases{};            // mean over working ranks; the sum is `seconds`
   std::vector<RankPlan> ranks;     // one per rank, idle ones too
   std::vector<ShardPlan> shards;   // in final order
   std::vector<std::string> files;  // names of the finished checkpoint's tensor files
@@ -74,12 +88,14 @@ struct Plan {
   bool joined = false;             // everything fits one model.safetensors
   std::vector<LoadWarning> load_warnings;
   std::vector<std::string> notes;  // idle ranks and the like
+  std::vector<std::string> hints;  // another width or mode that the estimate finds faster
 
   int active_ranks() const { return stages * width; }
 };
 
-// Throws kUsage for settings that cannot be stored (format.check on every linear), kDoesNotFit naming rank, kind and the
-// option that would help when a rank's peak exceeds the machine. `dtypes` gives the stored dtype of float tensors.
+// Throws kUsage for settings that cannot be stored (format.check on every linear), kDoesNotFit when a rank's peak exceeds
+// the machine, naming rank, kind, numbers and changes of options or ranks with which it fits. run.stage_width=auto takes
+// the width with the least estimated time among those that fit. `dtypes` gives the stored dtype of float tensors.
 Plan make_plan(const RunOptions& options, const ModelSpec& spec, const OutputFormat& format, const PlanMachine& machine,
                const PlanJob& job, const std::function<DType(const std::string&)>& dtypes);
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "core/log.h"
 #include "pipeline/plan.h"
 
@@ -45,6 +47,30 @@ std::string rank_table(const Plan& plan) {
          });
 }
 
+// Where the estimated time goes, in the mean over working ranks; nothing for phases below 0.05%.
+std::string time_line(const Plan& plan) {
+  std::string text = fmt::format("estimate: {}", duration_text(plan.seconds));
+  const char* before = " = ";
+  for (int i = 0; i < kCostPhases; ++i) {
+    const double seconds = plan.phases[static_cast<size_t>(i)];
+    if (seconds < 0.0005 * plan.seconds) continue;
+    text += fmt::format("{}{} {}", before, cost_phase_name(static_cast<CostPhase>(i)),
+                        duration_text(seconds));
+    before = ", ";
+  }
+  return text + (plan.rates.assumed ? "; at assumed rates (bitmill doctor --benchmark)\n" : "\n");
+}
+
+std::string layout_line(const Plan& plan) {
+  std::string text =
+      fmt::format("stages: {} of width {}, propagation {}", plan.stages, plan.width,
+                  plan.full ? "full" : "quantized");
+  size_t waves = 0;
+  for (const RankPlan& rank : plan.ranks) waves = std::max(waves, rank.waves.size());
+  if (plan.full) text += fmt::format(", {} wave{} of blocks at most", waves, waves == 1 ? "" : "s");
+  return text + "\n";
+}
+
 std::string file_table(const Plan& plan) {
   const auto bytes = [&](int64_t i) {
     return plan.joined ? plan.output_bytes : plan.shards[static_cast<size_t>(i)].tensor_bytes;
@@ -76,28 +102,63 @@ std::string plan_text(const Plan& plan, const ModelSpec& spec) {
       "model: {} ({} blocks, hidden {}, vocabulary {}), {} in float\n"
       "calibration: {} x {} tokens in {} micro-batches, compute {}\n"
       "output: {} in {} tensor file{}, {:.3f} bits per quantized weight\n"
-      "ranks: {} ({} working)\n",
+      "ranks: {} ({} working)\n"
+      "{}{}",
       spec.model_type, spec.blocks.size(), spec.hidden, spec.vocab, human_bytes(plan.source_bytes), plan.job.samples,
       plan.job.length, plan.micro_batches, plan.job.compute == DType::kBF16 ? "bfloat16" : "float32",
       human_bytes(plan.output_bytes), plan.files.size(), plan.files.size() == 1 ? "" : "s", plan.bits_per_weight,
-      plan.machine.ranks, plan.active_ranks());
+      plan.machine.ranks, plan.active_ranks(), layout_line(plan), time_line(plan));
   text += rank_table(plan);
   for (const std::string& note : plan.notes) text += "  note: " + note + "\n";
+  for (const std::string& hint : plan.hints) text += "  hint: " + hint + "\n";
   text += "files:\n" + file_table(plan);
   return text + "engines:\n" + load_table(plan);
 }
 
+namespace {
+
+Json memory_json(const MemoryBytes& bytes) {
+  Json json = Json::object();
+  for (int kind = 0; kind < kMemoryKinds; ++kind)
+    json[std::string(memory_kind_name(static_cast<MemoryKind>(kind)))] =
+        bytes[static_cast<size_t>(kind)];
+  return json;
+}
+
+Json seconds_json(const CostSeconds& seconds) {
+  Json json = Json::object();
+  for (int phase = 0; phase < kCostPhases; ++phase)
+    json[std::string(cost_phase_name(static_cast<CostPhase>(phase)))] =
+        seconds[static_cast<size_t>(phase)];
+  return json;
+}
+
+Json rank_json(const RankPlan& rank) {
+  Json waves = Json::array();
+  for (const BlockRange& wave : rank.waves) waves.push_back({wave.first, wave.end});
+  return {{"rank", rank.rank}, {"node", rank.node}, {"stage", rank.stage}, {"member", rank.member},
+          {"first_block", rank.blocks.first}, {"end_block", rank.blocks.end}, {"waves", waves},
+          {"work", rank.cost}, {"seconds", seconds_json(rank.seconds)},
+          {"peak_bytes", total(rank.peak)}, {"peak_by_kind", memory_json(rank.peak)},
+          {"peak_at", rank.peak_at}, {"host_peak_bytes", total(rank.host_peak)},
+          {"host_peak_by_kind", memory_json(rank.host_peak)}};
+}
+
+Json rates_json(const Rates& rates) {
+  return {{"forward_flops", rates.forward_flops}, {"hessian_flops", rates.hessian_flops},
+          {"factor_flops", rates.factor_flops}, {"factor_half_columns", rates.factor_half_columns},
+          {"sweep_flops", rates.sweep_flops}, {"grid_elements", rates.grid_elements},
+          {"read_bandwidth", rates.read_bandwidth}, {"write_bandwidth", rates.write_bandwidth},
+          {"link_bandwidth", rates.link_bandwidth}, {"storage_bandwidth", rates.storage_bandwidth},
+          {"latency", rates.latency}, {"assumed", rates.assumed}};
+}
+
+}  // namespace
+
 Json plan_json(const Plan& plan) {
   Json ranks = Json::array(), shards = Json::array(), warnings = Json::array();
-  for (const RankPlan& rank : plan.ranks) {
-    if (rank.blocks.count() == 0) continue;
-    Json peak = Json::object();
-    for (int kind = 0; kind < kMemoryKinds; ++kind)
-      peak[std::string(memory_kind_name(static_cast<MemoryKind>(kind)))] = rank.peak[static_cast<size_t>(kind)];
-    ranks.push_back({{"rank", rank.rank}, {"node", rank.node}, {"first_block", rank.blocks.first},
-                     {"end_block", rank.blocks.end}, {"work", rank.cost},
-                     {"peak_bytes", total(rank.peak)}, {"peak_by_kind", peak}, {"peak_at", rank.peak_at}});
-  }
+  for (const RankPlan& rank : plan.ranks)
+    if (rank.blocks.count() > 0) ranks.push_back(rank_json(rank));
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     const ShardPlan& shard = plan.shards[i];
     shards.push_back({{"key", shard.key}, {"rank", shard.rank}, {"tensors", shard.tensors.size()},
@@ -106,6 +167,10 @@ Json plan_json(const Plan& plan) {
   for (const LoadWarning& w : plan.load_warnings)
     warnings.push_back({{"tensor_parallel", w.tensor_parallel}, {"module", w.module}, {"reason", w.reason}});
   return {{"ranks", ranks}, {"shards", shards}, {"files", plan.files}, {"notes", plan.notes},
+          {"hints", plan.hints}, {"mode", plan.full ? "full" : "quantized"},
+          {"stages", plan.stages}, {"width", plan.width}, {"estimated_seconds", plan.seconds},
+          {"estimated_seconds_by_phase", seconds_json(plan.phases)},
+          {"rates", rates_json(plan.rates)},
           {"source_bytes", plan.source_bytes}, {"output_bytes", plan.output_bytes},
           {"bits_per_weight", plan.bits_per_weight}, {"samples", plan.job.samples}, {"length", plan.job.length},
           {"micro_batches", plan.micro_batches}, {"active_ranks", plan.active_ranks()},

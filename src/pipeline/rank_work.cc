@@ -48,7 +48,7 @@ class RankWork {
     if (flows) connect_inlet(activations);
     const Tensor rope =
         flows ? backend_.upload(rope_table(job_.source.spec().rope, job_.plan.job.length)) : Tensor();
-    if (flows && job_.options.propagation.mode == "full") run_full(activations, rope);
+    if (flows && job_.plan.full) run_full(activations, rope);
     else run_quantized(activations, rope);
     if (mine_.last && head_to_quantize(job_.options, job_.source.spec())) {
       block_ = mine_.blocks.end;  // its records carry the number behind the last block
@@ -167,22 +167,12 @@ class RankWork {
   void run_full(Activations& activations, const Tensor& rope) {
     connect_outlet(activations);
     const bool output_needed = !mine_.last || head_to_quantize(job_.options, job_.source.spec());
-    for (const BlockRange& wave : waves()) {
+    for (const BlockRange& wave : mine_.waves) {
       FullWave full(context_, wave, rope);
       full.capture(activations, wave.end == mine_.blocks.end, output_needed);
       for (block_ = wave.first; block_ < wave.end; ++block_)
         quantize_block([&] { full.solve(block_); });
     }
-  }
-
-  std::vector<BlockRange> waves() const {
-    bool awq = false;
-    for (int64_t b = mine_.blocks.first; b < mine_.blocks.end; ++b)
-      awq |= uses_awq(job_.options, job_.source.spec().blocks[b]);
-    if (!awq) return {mine_.blocks};
-    std::vector<BlockRange> singles;
-    for (int64_t b = mine_.blocks.first; b < mine_.blocks.end; ++b) singles.push_back({b, b + 1});
-    return singles;
   }
 
   QuantizeJob& job_;
