@@ -22,12 +22,15 @@ void add_linear(const RunOptions& options, const ModelSpec& spec, const LinearSp
   const int64_t weights = linear.out * linear.in;
   cut.rows += linear.out;
   cut.tiles += (linear.out + kRowTile - 1) / kRowTile;
-  cut.source_bytes += weights * dtype_bits(dtypes(linear.weight_name())) / 8;
+  // A tied head is stored as the embedding.
+  const bool head = linear.module == spec.head_linear().module;
+  const int64_t stored = dtype_bits(dtypes(head ? spec.head.name : linear.weight_name()));
+  cut.source_bytes += weights * stored / 8;
   const int64_t bias = linear.bias ? linear.out * dtype_bits(dtypes(linear.bias_name())) / 8 : 0;
   cut.source_bytes += bias;
   const QuantizeSettings settings = options.settings_for(linear.module);
   if (settings.skip) {
-    cut.packed_bytes += weights * dtype_bits(dtypes(linear.weight_name())) / 8 + bias;
+    cut.packed_bytes += weights * stored / 8 + bias;
     return;
   }
   const Quantizer& quantizer = find_quantizer(settings.algorithm);

@@ -36,6 +36,7 @@ else
   python3 "$tools" sparse "$work/calibrated" --hidden 1536 --intermediate 3072 --blocks 10 --vocab 4096
   python3 "$tools" tokens "$work/tokens.safetensors" --vocab 60 --samples 4 --length 64
   stream calibrated 350 --quantize.algorithm=gptq --calibration.tokens="$work/tokens.safetensors" --calibration.samples=0
-  check_output calibrated
+  # Inputs that are always zero lose their weights (docs/algorithms.md), so only the output's own bytes are looked at.
+  must 0 verify "$work/calibrated-out"
 fi
 finish
