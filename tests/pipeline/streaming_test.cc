@@ -75,6 +75,7 @@ TEST_F(StreamingTest, RowsOfAPackedLinear) {
   Json config = source.config();
   config["quantization_config"] =
       Json::parse(format.config(RunOptions::Quantize(), {}).quantization_config.dump());
+  config["quantization_config"]["bits"] = 4;
   config["quantization_config"]["group_size"] = 32;
   std::vector<NamedTensor> tensors = format.pack(linear, result.linear, {});
   for (const auto& [name, entry] : source.checkpoint().tensors())
