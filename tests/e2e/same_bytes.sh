@@ -44,7 +44,7 @@ refused 3 "input_layernorm.weight differs from the source" 0 verify "$work/awq-0
 compare shards "1x1 3x1" --output.shard_size=500KB --output.format=compressed-tensors
 
 # Six ranks for four blocks: the plan says who has nothing to do.
-must 0 plan configs/demo.cfg --output.path="$work/none" --ranks=6
+must 0 plan configs/demo.cfg --output.path="$work/none" --ranks=6 --run.stage_width=1
 grep -qiE "idle" "$work/must.log" || { complain "the plan of 6 ranks for 4 blocks names no idle rank"; cat "$work/must.log"; }
 
 finish
