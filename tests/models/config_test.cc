@@ -57,7 +57,7 @@ TEST(FindFamily, ByArchitectureOrModelType) {
 TEST(FindFamily, UnknownListsTheKnown) {
   EXPECT_EQ(refusal(of("FalconForCausalLM", "falcon")),
             "unknown model family: architecture \"FalconForCausalLM\", model_type \"falcon\"; "
-            "known families: llama, mistral, qwen2, qwen3");
+            "known families: llama, mistral, qwen2, qwen3, qwen3_moe, deepseek_v3");
   // A sequence classifier has a llama's blocks, but no language model head.
   EXPECT_THAT(refusal(of("LlamaForSequenceClassification", "llama")),
               HasSubstr("unknown model family"));
