@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "commands/benchmark.h"
 #include "commands/command.h"
 #include "commands/session.h"
 #include "core/log.h"
@@ -131,11 +132,34 @@ Json build_facts() {
           {"families", families}, {"algorithms", algorithms}, {"formats", formats}};
 }
 
+// Config lines to paste, and the same as JSON.
+std::string rates_text(const MeasuredRates& rates) {
+  std::string text = "measured, for a config file:\n[machine]\n";
+  for (const auto& [name, value] : rates) text += fmt::format("{} = {:.3g}\n", name, value);
+  return text;
+}
+
+Json rates_json(const MeasuredRates& rates) {
+  Json json = Json::object();
+  for (const auto& [name, value] : rates) json[name] = value;
+  return json;
+}
+
+// With --benchmark. Files are measured where output.path is or would be.
+MeasuredRates benchmark(const RunOptions& options, int threads, Communicator& comm) {
+  if (!options.extra.benchmark) return {};
+  const std::string& path = options.output.path;
+  std::string directory;
+  together(comm, [&] { directory = path.empty() ? "" : existing_part(path); });
+  return measure_rates(options, directory, threads, comm);
+}
+
 }  // namespace
 
 int run_doctor(const CommandLine& line, Communicator& comm) {
   const int threads = resolve_threads(line.options.run.threads, comm);
   const std::vector<std::string> texts = comm.gather(rank_facts(comm, threads).dump());
+  const MeasuredRates rates = benchmark(line.options, threads, comm);
   std::string json;
   bool problem = false;
   if (comm.rank() == 0) {
@@ -160,7 +184,10 @@ int run_doctor(const CommandLine& line, Communicator& comm) {
       found.push_back({{"what", finding.what}, {"state", finding.state}, {"detail", finding.detail}});
       problem |= finding.state == "problem";
     }
-    json = Json{{"build", build}, {"ranks", ranks}, {"findings", found}, {"ok", !problem}}.dump(1);
+    if (!rates.empty()) std::cout << rates_text(rates);
+    json = Json{{"build", build}, {"ranks", ranks}, {"findings", found}, {"ok", !problem},
+                {"machine", rates_json(rates)}}
+               .dump(1);
   }
   write_json_result(line.options, comm, json);
   return comm.max(problem ? 1 : 0) > 0 ? static_cast<int>(ExitCode::kOutput) : 0;

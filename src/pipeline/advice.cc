@@ -105,10 +105,11 @@ void refuse_too_large(const PlanInput& input, const Layout& layout, int rank, co
     helps.push_back(fmt::format("ranks with {} each; no width, number of ranks or of samples fits less",
                                 human_bytes(least_memory(input))));
   fail(ExitCode::kDoesNotFit,
-       "rank {} needs {} at {} but has {} of {} ({} ranks, run.stage_width={}); the largest part is "
+       "rank {} needs {} at {} but has {} of {} ({} rank{}, run.stage_width={}); the largest part is "
        "{} ({}); what fits: {}",
        rank, human_bytes(total(bytes)), peak.at, human_bytes(input.machine.memory_per_rank),
-       input.machine.memory_name, input.machine.ranks, layout.width,
+       input.machine.memory_name, input.machine.ranks, input.machine.ranks == 1 ? "" : "s",
+       layout.width,
        memory_kind_name(static_cast<MemoryKind>(largest)), human_bytes(bytes[largest]),
        fmt::join(helps, "; or "));
 }

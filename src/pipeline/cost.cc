@@ -109,9 +109,12 @@ double file_seconds(double bytes, double rate, double ranks, const Rates& rates)
 void add_files(const BlockWork& work, const CostShape& shape, const Rates& rates,
                BlockSeconds& block) {
   const double width = shape.width, source = static_cast<double>(work.source_bytes());
+  double dense = source;  // what every member's forward needs; experts are read by their owner
+  for (const CutWork& cut : work.cuts)
+    if (cut.expert) dense -= static_cast<double>(cut.count * cut.source_bytes);
   // Rows that the member solves; and the whole block where it runs in float first.
   const bool whole = shape.calibrated && (shape.whole_block || shape.float_stream);
-  const double bytes = source / width + (whole ? source : 0);
+  const double bytes = source / width + (whole ? dense + (source - dense) / width : 0);
   const bool together = shape.full || !shape.calibrated;  // all stages at the same time
   const double ranks = width * (together ? shape.stages : 1);
   const double read = file_seconds(bytes, rates.read_bandwidth, ranks, rates);

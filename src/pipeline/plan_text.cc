@@ -24,13 +24,14 @@ std::string lines_text(int64_t count, const Alike& alike, const Line& line) {
   return text;
 }
 
-std::string rank_line(const RankPlan& rank) {
+std::string rank_line(const RankPlan& rank, bool device) {
   const std::string blocks = rank.blocks.count() == 0 ? std::string("idle")
                              : fmt::format("{}-{}{}{}", rank.blocks.first, rank.blocks.end - 1,
                                            rank.embeds ? " +embed" : "", rank.last ? " +head" : "");
   std::string text = fmt::format("  {:>5} {:>5} {:>14} {:>5.1f}% {:>10}", rank.rank, rank.node, blocks,
                                  100 * rank.cost, human_bytes(total(rank.peak)));
   for (int64_t bytes : rank.peak) text += fmt::format(" {:>11}", human_bytes(bytes));
+  if (device) text += fmt::format(" {:>11}", human_bytes(total(rank.host_peak)));
   return text + "  " + rank.peak_at + "\n";
 }
 
@@ -38,12 +39,13 @@ std::string rank_table(const Plan& plan) {
   std::string text = fmt::format("  {:>5} {:>5} {:>14} {:>6} {:>10}", "rank", "node", "blocks", "work", "peak");
   for (int kind = 0; kind < kMemoryKinds; ++kind)
     text += fmt::format(" {:>11}", memory_kind_name(static_cast<MemoryKind>(kind)));
+  if (plan.machine.device) text += fmt::format(" {:>11}", "on the host");
   const auto alike = [&](int64_t i, int64_t j) {
     const RankPlan &a = plan.ranks[static_cast<size_t>(i)], &b = plan.ranks[static_cast<size_t>(j)];
     return a.blocks.count() == b.blocks.count() && a.embeds == b.embeds && a.last == b.last && a.peak == b.peak;
   };
   return text + "  at\n" + lines_text(static_cast<int64_t>(plan.ranks.size()), alike, [&](int64_t i) {
-           return rank_line(plan.ranks[static_cast<size_t>(i)]);
+           return rank_line(plan.ranks[static_cast<size_t>(i)], plan.machine.device);
          });
 }
 

@@ -111,4 +111,13 @@ check 2 "$work/foreign" 0 --output.path="$work/foreign"
 check 6 "$work/file/out" 0 --output.path="$work/file/out"
 check 6 "$work/file/out" 2 --output.path="$work/file/out"
 
+# Families that can only be planned are refused before anything is read or written.
+for count in 0 2; do
+  for model in Qwen3-235B-A22B DeepSeek-V3; do
+    refused 3 "can be planned in this version, but not computed" "$count" quantize --model.path="configs/models/$model" \
+      --calibration.tokens=configs/demo/calib-demo.safetensors --output.path="$work/planned-only"
+  done
+done
+[ ! -e "$work/planned-only" ] || complain "a refused family left an output"
+
 finish

@@ -26,6 +26,22 @@ done
 must 0 doctor
 grep -q "not checked; give --output.path" "$work/must.log" || complain "doctor without an output path"
 
+# Rates: measured with one rank and two, printed as lines that are a config file.
+for count in 0 2; do
+  must "$count" doctor --benchmark --run.threads=1 --output.path="$work/out" --json="$work/rates.json"
+  sed -n '/^\[machine\]/,$p' "$work/must.log" >"$work/machine.cfg"
+  python3 - "$work/rates.json" "$count" <<'END' || complain "ranks $count: measured rates"
+import json, sys
+rates = json.load(open(sys.argv[1]))["machine"]
+wanted = ["forward_flops", "hessian_flops", "factor_flops", "sweep_flops", "grid_elements", "read_bandwidth", "write_bandwidth"]
+assert list(rates) == sorted(wanted + (["link_bandwidth"] if int(sys.argv[2]) == 2 else [])), list(rates)
+assert all(rate > 1e5 for rate in rates.values()), rates
+END
+  must 0 plan "$work/machine.cfg" --model.path=configs/demo/model --ranks=2 --run.backend=cpu --json="$work/plan.json"
+  [ "$(python3 "$tools" get "$work/plan.json" rates.sweep_flops)" != 120000000000.0 ] || complain "the plan does not use measured rates"
+  compgen -G "$work/.bitmill-rate*" >"$work/left" && complain "files of the measurement are left behind"
+done
+
 # More threads than CPUs is a warning that says what to do, no problem.
 must 2 doctor --run.threads=4000 --json="$work/doctor.json"
 grep -q "\[warning\] threads: .* 8000 threads on .*fewer run.threads" "$work/must.log" || complain "doctor does not warn of 8000 threads"

@@ -8,7 +8,8 @@ keys() { python3 "$tools" keys "$@" || complain "keys of $1"; }
 
 must 0 plan configs/demo.cfg --output.path="$out" --ranks=2 --json="$work/plan.json"
 keys "$work/plan.json" ranks.1.first_block ranks.1.end_block ranks.0.peak_bytes ranks.0.peak_by_kind shards.0.file files.0 \
-  load_warnings notes output_bytes bits_per_weight compute
+  load_warnings notes output_bytes bits_per_weight compute mode stages width hints estimated_seconds \
+  estimated_seconds_by_phase.factor ranks.0.seconds.wait ranks.0.stage ranks.0.waves rates.sweep_flops
 [ ! -e "$out" ] || complain "plan wrote into the output"
 
 must 2 quantize "${demo[@]}" --output.path="$out" --json="$work/quantize.json"

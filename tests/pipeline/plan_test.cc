@@ -36,6 +36,8 @@ class PlanTest : public ::testing::Test {
   PlanJob job_;
 };
 
+int64_t part(const Plan& plan, MemoryKind kind) { return plan.ranks[0].peak[static_cast<size_t>(kind)]; }
+
 // One block, 4 bits, group 128: linears with 128 columns store 64 bytes of codes, half a byte of zeros and 2 bytes of scale
 // per output row, plus 512 bytes of g_idx: 66.5 * (128+64+64+128+256+256) + 6 * 512 = 62656. down_proj [128, 256]:
 // 16384 + 128 + 512 + 1024 = 18048. Norms: 2 * 128 * 2 = 512. Together 81216.
@@ -124,6 +126,72 @@ TEST_F(PlanTest, RefusesWhatDoesNotFitAndSaysWhatHelps) {
   }
 }
 
+// 1000 samples of 32 tokens and a limit of 25 MB on one rank: activations need up to 32.8 MB.
+TEST_F(PlanTest, WhatARefusalNamesReallyFits) {
+  job_.samples = 1000;
+  machine_.memory_per_rank = 25'000'000;
+  std::string said;
+  try {
+    plan(1);
+    FAIL() << "fits into 25 MB?";
+  } catch (const Error& error) {
+    said = error.what();
+  }
+  EXPECT_THAT(said, HasSubstr("activations"));
+  const auto number = [&](const std::string& before) {
+    const size_t at = said.find(before);
+    EXPECT_NE(at, std::string::npos) << before << " in " << said;
+    return at == std::string::npos ? 1 : std::stoi(said.substr(at + before.size()));
+  };
+  job_.samples = number("calibration.samples=");
+  EXPECT_LT(job_.samples, 1000);
+  EXPECT_NO_THROW(plan(1));
+  job_.samples = 1000;
+  EXPECT_THAT(said, HasSubstr("2 ranks with run.stage_width=2"));
+  options_.run.stage_width = "2";
+  EXPECT_NO_THROW(plan(2));
+}
+
+// With two ranks half of the activations each: what was refused at width 1 names width 2.
+TEST_F(PlanTest, ARefusalNamesTheWidthsThatFit) {
+  job_.samples = 1000;
+  machine_.memory_per_rank = 25'000'000;
+  try {
+    plan(2);
+    FAIL() << "fits into 25 MB?";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("run.stage_width=2"));
+  }
+  options_.run.stage_width = "2";
+  EXPECT_NO_THROW(plan(2));
+  options_.run.stage_width = "auto";
+  EXPECT_EQ(plan(2).width, 2);
+}
+
+TEST_F(PlanTest, AwqInFullModeTakesOneBlockPerWave) {
+  options_.propagation.mode = "full";
+  EXPECT_EQ(plan(1).ranks[0].waves.size(), 1u);
+  options_.quantize.algorithm = "awq+gptq";
+  const Plan p = plan(1);
+  ASSERT_EQ(p.ranks[0].waves.size(), 2u);
+  EXPECT_EQ(p.ranks[0].waves[1].first, 1);
+  EXPECT_EQ(p.ranks[0].waves[1].end, 2);
+}
+
+// Members of a stage have the same blocks and half of the activations each.
+TEST_F(PlanTest, WidthSplitsSamplesNotBlocks) {
+  job_.samples = 1000;
+  options_.run.stage_width = "2";
+  const Plan p = plan(4);
+  EXPECT_EQ(p.stages, 2);
+  EXPECT_EQ(p.ranks[1].stage, 0);
+  EXPECT_EQ(p.ranks[2].stage, 1);
+  EXPECT_EQ(p.ranks[0].blocks.end, p.ranks[1].blocks.end);
+  const int64_t tokens = 500 * 32;
+  EXPECT_EQ(part(p, MemoryKind::kActivations), tokens * (128 * 4 + 256 * 2));
+  EXPECT_EQ(plan_json(p).at("width"), 2);
+}
+
 TEST_F(PlanTest, ActivationsAreCountedByHand) {
   job_.samples = 1000;  // large enough that activations decide
   const Plan p = plan(1);
@@ -131,8 +199,6 @@ TEST_F(PlanTest, ActivationsAreCountedByHand) {
   const int64_t tokens = 1000 * 32;
   EXPECT_EQ(p.ranks[0].peak[static_cast<size_t>(MemoryKind::kActivations)], tokens * (128 * 4 + 256 * 2));
 }
-
-int64_t part(const Plan& plan, MemoryKind kind) { return plan.ranks[0].peak[static_cast<size_t>(kind)]; }
 
 // One forward of the whole block with all Hessians open: 128 tokens, so one micro-batch.
 TEST_F(PlanTest, CollectingAWholeBlockByHand) {
