@@ -140,7 +140,7 @@ TEST(Llama3_70B, SumsAreExchangedInAStage) {
   const Plan plan = model.plan(64, "quantized");
   EXPECT_EQ(plan.ranks[0].peak_at, "block 0, merge down");
   EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kHessians), 1'658'847'232);
-  EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kExchange), 1'658'847'232 + 1'607'008'256);
+  EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kExchange), int64_t{1'658'847'232} + 1'607'008'256);
 }
 
 // The mode's point: ranks in stages add nothing to quantized propagation, and divide full.
