@@ -51,16 +51,19 @@ Tensor positive_matrix(int64_t n) {
 class Arithmetic {
  public:
   explicit Arithmetic(Backend& backend)
-      : backend_(backend), weight_(noise({kRows, kColumns}, 2)), x_(in_compute(noise({kTokens, kColumns}, 3))) {}
+      : backend_(backend),
+        weight_(noise({kRows, kColumns}, 2)),
+        x_(in_compute(noise({kTokens, kColumns}, 3))) {}
 
   double forward() {
     const auto prepared = backend_.prepare_linear(weight_);
     const Tensor out = backend_.allocate(DType::kF32, {kTokens, kRows});
     return 2.0 * kTokens * kRows * kColumns /
-           shortest([] {}, [&] {
-             backend_.linear(x_, *prepared, {}, {}, out);
-             backend_.synchronize();
-           });
+           shortest([] {},
+                    [&] {
+                      backend_.linear(x_, *prepared, {}, {}, out);
+                      backend_.synchronize();
+                    });
   }
 
   double hessian() {
@@ -68,10 +71,11 @@ class Arithmetic {
     const Tensor h = backend_.allocate(DType::kF32, {elements});
     std::fill_n(h.as<float>(), elements, 0.0F);
     return 2.0 * static_cast<double>(elements) * kTokens /
-           shortest([] {}, [&] {
-             backend_.hessian_update(x_, h);
-             backend_.synchronize();
-           });
+           shortest([] {},
+                    [&] {
+                      backend_.hessian_update(x_, h);
+                      backend_.synchronize();
+                    });
   }
 
   // Of a large matrix, from one of kColumns.
@@ -95,9 +99,11 @@ class Arithmetic {
     scales_ = Tensor(DType::kF32, {kRows, kColumns / kGroup});
     zeros_ = Tensor(DType::kF32, {kRows, kColumns / kGroup});
     return 31.0 * kRows * kColumns /
-           shortest([] {}, [&] {
-             backend_.fit_grids(weight_, GridOptions(), kGroup, {importance, spread}, scales_, zeros_);
-           });
+           shortest([] {},
+                    [&] {
+                      backend_.fit_grids(weight_, GridOptions(), kGroup, {importance, spread},
+                                         scales_, zeros_);
+                    });
   }
 
   // After factorization() and grids().
@@ -112,7 +118,10 @@ class Arithmetic {
     item.weight = weight_, item.scales = scales_, item.zeros = zeros_;
     item.column_group = column_group, item.codes = codes, item.row_loss = loss;
     return 1.0 * kRows * kColumns * (kColumns + 128) /
-           shortest([] {}, [&] { backend_.sweep(factor_, order, 128, {&item, 1}); });
+           shortest([] {},
+                    [&] {
+                      backend_.sweep(factor_, order, 128, {&item, 1});
+                    });
   }
 
  private:
@@ -160,11 +169,15 @@ double link_rate(Transport& transport, int rank) {
   for (int round = 0; round < 2; ++round) {  // the first one connects
     const Stopwatch watch;
     for (int i = 0; i < kMessages; ++i) {
-      if (rank == 0) transport.send(message, 1);
-      else transport.receive(message, 0);
+      if (rank == 0)
+        transport.send(message, 1);
+      else
+        transport.receive(message, 0);
     }
-    if (rank == 0) transport.receive(answer, 1);
-    else transport.send(answer, 0);
+    if (rank == 0)
+      transport.receive(answer, 1);
+    else
+      transport.send(answer, 0);
     rate = kMessages * static_cast<double>(message.bytes()) / std::max(1e-9, watch.seconds());
   }
   return rate;

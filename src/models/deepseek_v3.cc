@@ -1,6 +1,6 @@
-// DeepSeek-V3: attention over low-rank latents (MLA), first_k_dense_replace dense blocks, then blocks
-// of shared and routed experts. Kimi-K2 has the same architecture. Described for the plan only; the
-// extra prediction block (num_nextn_predict_layers) is no part of the model here.
+// DeepSeek-V3: attention over low-rank latents (MLA), first_k_dense_replace dense blocks, then
+// blocks of shared and routed experts. Kimi-K2 has the same architecture. Described for the plan
+// only; the extra prediction block (num_nextn_predict_layers) is no part of the model here.
 #include <cmath>
 
 #include "io/json.h"
@@ -15,8 +15,9 @@ namespace {
 struct Latents {
   int64_t q = 0;  // q_lora_rank; 0: q is projected at once
   int64_t kv = 0;
-  int64_t plain = 0, rotated = 0, value = 0;  // columns of one head: q and k without and with rope, v
-  bool bias = false;                          // of q_a, kv_a and o
+  int64_t plain = 0, rotated = 0,
+          value = 0;  // columns of one head: q and k without and with rope, v
+  bool bias = false;  // of q_a, kv_a and o
 };
 
 Latents read_latents(const ConfigKeys& keys) {
@@ -49,7 +50,8 @@ void add_attention(BlockSpec& block, const ModelSpec& spec, const Latents& laten
                         latents.bias};
   if (latents.q > 0) {
     block.norms.push_back({attention + "q_a_layernorm.weight", {latents.q}});
-    block.linears = {{attention + "q_a_proj", latents.q, spec.hidden, latents.bias}, kv_a,
+    block.linears = {{attention + "q_a_proj", latents.q, spec.hidden, latents.bias},
+                     kv_a,
                      {attention + "q_b_proj", q, latents.q}};
     block.cuts = {{"q_a_kv_a", {0, 1}, spec.hidden, norm_fold(0)},
                   {"q_b", {2}, latents.q, norm_fold(3)}};
@@ -84,7 +86,8 @@ class DeepseekV3 final : public DecoderFamily {
                          keys.size("moe_intermediate_size")};
     const int64_t blocks = block_count(keys), shared = keys.count("n_shared_experts");
     check_experts(experts, blocks, "n_routed_experts");
-    const int64_t dense = keys.has("first_k_dense_replace") ? keys.count("first_k_dense_replace") : 3;
+    const int64_t dense =
+        keys.has("first_k_dense_replace") ? keys.count("first_k_dense_replace") : 3;
     for (int64_t index = 0; index < blocks; ++index) {
       BlockSpec block;
       block.index = index;

@@ -45,7 +45,8 @@ std::optional<std::string> more_ranks(PlanInput input) {
 }
 
 // Halves `value` down to `least` until the job fits with it.
-std::optional<int64_t> halved(PlanInput input, int64_t PlanInput::*value, int64_t least, int width) {
+std::optional<int64_t> halved(PlanInput input, int64_t PlanInput::*value, int64_t least,
+                              int width) {
   while (input.*value > least) {
     input.*value = std::max(least, input.*value / 2);
     if (fits(input, width)) return input.*value;
@@ -102,16 +103,17 @@ void refuse_too_large(const PlanInput& input, const Layout& layout, int rank, co
       static_cast<size_t>(std::max_element(bytes.begin(), bytes.end()) - bytes.begin());
   std::vector<std::string> helps = what_helps(input, layout.width);
   if (helps.empty())
-    helps.push_back(fmt::format("ranks with {} each; no width, number of ranks or of samples fits less",
-                                human_bytes(least_memory(input))));
+    helps.push_back(
+        fmt::format("ranks with {} each; with {} no width, number of ranks or samples does",
+                    human_bytes(least_memory(input)), human_bytes(input.machine.memory_per_rank)));
   fail(ExitCode::kDoesNotFit,
-       "rank {} needs {} at {} but has {} of {} ({} rank{}, run.stage_width={}); the largest part is "
+       "rank {} needs {} at {} but has {} of {} ({} rank{}, run.stage_width={}); the largest part "
+       "is "
        "{} ({}); what fits: {}",
        rank, human_bytes(total(bytes)), peak.at, human_bytes(input.machine.memory_per_rank),
        input.machine.memory_name, input.machine.ranks, input.machine.ranks == 1 ? "" : "s",
-       layout.width,
-       memory_kind_name(static_cast<MemoryKind>(largest)), human_bytes(bytes[largest]),
-       fmt::join(helps, "; or "));
+       layout.width, memory_kind_name(static_cast<MemoryKind>(largest)),
+       human_bytes(bytes[largest]), fmt::join(helps, "; or "));
 }
 
 }  // namespace bitmill

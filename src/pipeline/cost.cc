@@ -9,7 +9,9 @@
 namespace bitmill {
 namespace {
 
-double& slot(CostSeconds& seconds, CostPhase phase) { return seconds[static_cast<size_t>(phase)]; }
+double& slot(CostSeconds& seconds, CostPhase phase) {
+  return seconds[static_cast<size_t>(phase)];
+}
 
 // Subtrees of the lane tree that lanes [first, end) consist of.
 int subtrees(int first, int end) {
@@ -31,7 +33,10 @@ struct CutSeconds {
 class CutCost {
  public:
   CutCost(const CutWork& cut, const CostShape& shape, const Rates& rates)
-      : cut_(cut), shape_(shape), rates_(rates), n_(static_cast<double>(cut.in)),
+      : cut_(cut),
+        shape_(shape),
+        rates_(rates),
+        n_(static_cast<double>(cut.in)),
         rows_(static_cast<double>(cut.rows)) {
     const double width = shape.width;
     // Experts: the tokens of all samples, on the member that owns them.
@@ -66,8 +71,9 @@ class CutCost {
     const double routed = static_cast<double>(shape_.tokens) * shape_.share * cut_.token_share *
                           static_cast<double>(cut_.count) * others;
     if (!shape_.calibrated) return results;
-    return results + (cut_.adds_to_hidden ? routed * rows_ * 4
-                                          : routed * n_ * static_cast<double>(shape_.element_bytes));
+    return results + (cut_.adds_to_hidden
+                          ? routed * rows_ * 4
+                          : routed * n_ * static_cast<double>(shape_.element_bytes));
   }
 
  private:
@@ -85,8 +91,8 @@ class CutCost {
   }
   // The subset of tokens once through the float cut, its Hessian, and every candidate's error.
   double search_seconds() const {
-    const double part = std::min(1.0, static_cast<double>(shape_.awq_tokens) /
-                                          static_cast<double>(shape_.tokens));
+    const double part =
+        std::min(1.0, static_cast<double>(shape_.awq_tokens) / static_cast<double>(shape_.tokens));
     return own_ * (part * (2 * n_ * rows_ * tokens_ / rates_.forward_flops +
                            hessian_flop() / rates_.hessian_flops) +
                    split_ * 2 * shape_.awq_ratios * rows_ * n_ *
@@ -129,7 +135,7 @@ void add_files(const BlockWork& work, const CostShape& shape, const Rates& rates
 
 std::string_view cost_phase_name(CostPhase phase) {
   static constexpr std::array<std::string_view, kCostPhases> kNames{
-      "read", "forward", "hessian", "exchange", "factor",  "sweep",
+      "read", "forward", "hessian", "exchange", "factor", "sweep",
       "grid", "search",  "write",   "transfer", "wait"};
   return kNames[static_cast<size_t>(phase)];
 }
@@ -150,8 +156,7 @@ LaneShare lane_share(int64_t samples, int64_t length, int lanes, int64_t microba
   const auto lane_start = [&](int64_t lane) { return lane * samples / lanes; };
   const int first = static_cast<int>(int64_t{member} * lanes / width);
   const int end = static_cast<int>(int64_t{member + 1} * lanes / width);
-  const int64_t per_batch =
-      std::max<int64_t>(1, microbatch_tokens / std::max<int64_t>(1, length));
+  const int64_t per_batch = std::max<int64_t>(1, microbatch_tokens / std::max<int64_t>(1, length));
   LaneShare share;
   share.samples = lane_start(end) - lane_start(first);
   share.partials = subtrees(first, end);
@@ -171,10 +176,9 @@ double exchange_bytes(const BlockWork& work, const CostShape& shape) {
 
 BlockSeconds block_seconds(const BlockWork& work, const CostShape& shape, const Rates& rates) {
   BlockSeconds block;
-  const double attention = shape.calibrated
-                               ? static_cast<double>(shape.tokens * shape.length) * shape.share *
-                                     work.attention / rates.forward_flops
-                               : 0;
+  const double attention = shape.calibrated ? static_cast<double>(shape.tokens * shape.length) *
+                                                  shape.share * work.attention / rates.forward_flops
+                                            : 0;
   const double again = shape.float_stream ? 2 : 1;  // the float model runs in step
   double forward = attention * again, last = 0, first = 0;
   for (size_t i = 0; i < work.cuts.size(); ++i) {

@@ -46,7 +46,17 @@
 namespace bitmill {
 
 enum class CostPhase {
-  kRead, kForward, kHessian, kExchange, kFactor, kSweep, kGrid, kSearch, kWrite, kTransfer, kWait
+  kRead,
+  kForward,
+  kHessian,
+  kExchange,
+  kFactor,
+  kSweep,
+  kGrid,
+  kSearch,
+  kWrite,
+  kTransfer,
+  kWait
 };
 constexpr int kCostPhases = 11;
 std::string_view cost_phase_name(CostPhase phase);  // "read", "forward", ...
@@ -54,7 +64,8 @@ using CostSeconds = std::array<double, kCostPhases>;
 double total(const CostSeconds& seconds);
 std::string duration_text(double seconds);  // "0.52 s", "84 s", "12 min", "3.4 h"
 
-// The samples of one member of a stage: lanes [member * lanes / width, (member + 1) * lanes / width).
+// The samples of one member of a stage: lanes [member * lanes / width, (member + 1) * lanes /
+// width).
 struct LaneShare {
   int64_t samples = 0, batches = 0;
   int partials = 0;  // sums it holds when its lanes are done: complete subtrees of the lane tree
@@ -67,16 +78,16 @@ LaneShare lane_share(int64_t samples, int64_t length, int lanes, int64_t microba
 struct CostShape {
   int64_t tokens = 0, length = 0;
   bool calibrated = true;
-  bool full = false;        // propagation.mode=full
+  bool full = false;         // propagation.mode=full
   bool whole_block = false;  // full, or true_sequential=false: one float forward collects all
   bool float_stream = false;
   int64_t awq_tokens = 0;
   int awq_ratios = 0;
   int64_t element_bytes = 2;  // of the compute type
   int stages = 1, width = 1;
-  double share = 1;       // s: samples of the busiest member
-  int64_t batches = 1;    // M: micro-batches of the busiest member
-  int partials = 1;       // p of the busiest member
+  double share = 1;     // s: samples of the busiest member
+  int64_t batches = 1;  // M: micro-batches of the busiest member
+  int partials = 1;     // p of the busiest member
 };
 
 // Seconds of the busiest member for one block.

@@ -7,7 +7,9 @@
 namespace bitmill {
 namespace {
 
-double& slot(CostSeconds& seconds, CostPhase phase) { return seconds[static_cast<size_t>(phase)]; }
+double& slot(CostSeconds& seconds, CostPhase phase) {
+  return seconds[static_cast<size_t>(phase)];
+}
 
 // Members of a stage by what they get: beyond one lane each the others get none.
 int sharing(const PlanInput& input, int width) {
@@ -36,8 +38,7 @@ LaneShare busiest(const PlanInput& input, int width) {
 int all_partials(const PlanInput& input, int width) {
   const int members = sharing(input, width);
   int sum = 0;
-  for (int member = 0; member < members; ++member)
-    sum += share_of(input, members, member).partials;
+  for (int member = 0; member < members; ++member) sum += share_of(input, members, member).partials;
   return sum;
 }
 
@@ -89,8 +90,7 @@ class Timeline {
       stream = pass(end.out, hop, shape_.batches);
     }
     for (StageLayout& stage : layout_.stages) {
-      slot(stage.seconds, CostPhase::kWait) =
-          std::max(0.0, layout_.seconds - total(stage.seconds));
+      slot(stage.seconds, CostPhase::kWait) = std::max(0.0, layout_.seconds - total(stage.seconds));
       for (size_t i = 0; i < kCostPhases; ++i)
         layout_.phases[i] += stage.seconds[i] / static_cast<double>(layout_.stages.size());
     }
@@ -98,9 +98,9 @@ class Timeline {
 
  private:
   double hop_seconds() const {
-    const double bytes = static_cast<double>(shape_.tokens * input_.spec.hidden *
-                                             shape_.element_bytes) *
-                         shape_.share * (shape_.float_stream ? 2 : 1);
+    const double bytes =
+        static_cast<double>(shape_.tokens * input_.spec.hidden * shape_.element_bytes) *
+        shape_.share * (shape_.float_stream ? 2 : 1);
     return bytes / input_.rates.link_bandwidth +
            static_cast<double>(shape_.batches) * input_.rates.latency;
   }
@@ -111,7 +111,8 @@ class Timeline {
     int64_t copied = s == 0 ? input_.embedding_bytes : 0;
     if (last) copied += other_bytes(input_);
     const double ready = copy_seconds(copied, input_.rates);
-    slot(stage.seconds, CostPhase::kRead) += static_cast<double>(copied) / input_.rates.read_bandwidth;
+    slot(stage.seconds, CostPhase::kRead) +=
+        static_cast<double>(copied) / input_.rates.read_bandwidth;
     slot(stage.seconds, CostPhase::kWrite) +=
         static_cast<double>(copied) / input_.rates.write_bandwidth;
     std::vector<std::vector<BlockSeconds>> waves;
@@ -133,7 +134,8 @@ class Timeline {
   const std::vector<BlockSeconds>& blocks_;
 };
 
-std::vector<BlockRange> stage_ranges(const PlanInput& input, const std::vector<BlockSeconds>& blocks,
+std::vector<BlockRange> stage_ranges(const PlanInput& input,
+                                     const std::vector<BlockSeconds>& blocks,
                                      const CostShape& shape) {
   std::vector<double> seconds;
   for (const BlockSeconds& block : blocks) seconds.push_back(total(block.phases) + 1e-9);
@@ -157,7 +159,8 @@ Layout lay_out(const PlanInput& input, int width) {
   Layout layout;
   layout.width = width;
   const LaneShare share = busiest(input, width);
-  const int stages = std::min<int>(input.machine.ranks / width, static_cast<int>(input.blocks.size()));
+  const int stages =
+      std::min<int>(input.machine.ranks / width, static_cast<int>(input.blocks.size()));
   const CostShape shape = cost_shape(input, width, stages, share);
   std::vector<BlockSeconds> blocks;
   for (const BlockWork& block : input.blocks)
@@ -175,8 +178,12 @@ Layout lay_out(const PlanInput& input, int width) {
 
 Member member_of(const PlanInput& input, const Layout& layout, int stage, int member) {
   const StageLayout& its = layout.stages[static_cast<size_t>(stage)];
-  return {layout.width, share_of(input, layout.width, member), all_partials(input, layout.width),
-          its.blocks, its.waves, stage == 0,
+  return {layout.width,
+          share_of(input, layout.width, member),
+          all_partials(input, layout.width),
+          its.blocks,
+          its.waves,
+          stage == 0,
           stage + 1 == static_cast<int>(layout.stages.size())};
 }
 
@@ -187,8 +194,13 @@ int64_t missing_memory(const PlanInput& input, const Layout& layout) {
   const int partials = all_partials(input, layout.width);
   int64_t missing = 0;
   for (size_t s = 0; s < layout.stages.size(); ++s) {
-    const Member member{layout.width, share, partials, layout.stages[s].blocks,
-                        layout.stages[s].waves, s == 0, s + 1 == layout.stages.size()};
+    const Member member{layout.width,
+                        share,
+                        partials,
+                        layout.stages[s].blocks,
+                        layout.stages[s].waves,
+                        s == 0,
+                        s + 1 == layout.stages.size()};
     missing = std::max(missing, total(peak_memory(input, member).limited) - limit);
   }
   return missing;

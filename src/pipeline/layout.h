@@ -18,8 +18,8 @@ struct StageLayout {
 struct Layout {
   int width = 1;
   std::vector<StageLayout> stages;
-  double seconds = 0;     // of the whole run, as cost.h has it
-  CostSeconds phases{};   // mean over working ranks; sum = seconds
+  double seconds = 0;    // of the whole run, as cost.h has it
+  CostSeconds phases{};  // mean over working ranks; sum = seconds
   int used_ranks() const { return width * static_cast<int>(stages.size()); }
 };
 

@@ -8,18 +8,27 @@
 namespace bitmill {
 namespace {
 
-int64_t element_bytes(DType dtype) { return dtype_bits(dtype) / 8; }
+int64_t element_bytes(DType dtype) {
+  return dtype_bits(dtype) / 8;
+}
 
-int64_t& slot(MemoryBytes& bytes, MemoryKind kind) { return bytes[static_cast<size_t>(kind)]; }
+int64_t& slot(MemoryBytes& bytes, MemoryKind kind) {
+  return bytes[static_cast<size_t>(kind)];
+}
 
-int64_t rounded(double bytes) { return static_cast<int64_t>(std::ceil(bytes)); }
+int64_t rounded(double bytes) {
+  return static_cast<int64_t>(std::ceil(bytes));
+}
 
 // Moments of one member, and the worst of them.
 class MemoryWalk {
  public:
   MemoryWalk(const PlanInput& input, const Member& member)
-      : input_(input), member_(member), compute_(element_bytes(input.job.compute)),
-        length_(input.job.length), hidden_(input.spec.hidden),
+      : input_(input),
+        member_(member),
+        compute_(element_bytes(input.job.compute)),
+        length_(input.job.length),
+        hidden_(input.spec.hidden),
         tokens_(member.share.samples * input.job.length),
         all_tokens_(input.job.samples * input.job.length),
         all_live_(lane_share(input.job.samples, length_, static_cast<int>(input.lanes),
@@ -28,7 +37,8 @@ class MemoryWalk {
 
   void copies();
   void quantized_block(const BlockWork& block, const std::string& name);
-  // Blocks [first, end) at once; `kept`: the stage has several waves, activations wait between them.
+  // Blocks [first, end) at once; `kept`: the stage has several waves, activations wait between
+  // them.
   void wave(const BlockRange& range, bool kept);
   Peak take() { return std::move(peak_); }
   bool fits() const {
@@ -39,20 +49,26 @@ class MemoryWalk {
  private:
   // Bytes of one cut: all its weights in a type, what this member solves of them, ...
   struct CutBytes {
-    int64_t elements = 0;     // weights of the cut (of one expert)
-    int64_t own = 0;          // of them, rows of the tiles that the member solves
-    int64_t hessian = 0;      // one packed triangle, F32
-    int64_t mismatch = 0;     // gptaq's sums
-    int64_t factor = 0;       // F32 [n, n]
+    int64_t elements = 0;            // weights of the cut (of one expert)
+    int64_t own = 0;                 // of them, rows of the tiles that the member solves
+    int64_t hessian = 0;             // one packed triangle, F32
+    int64_t mismatch = 0;            // gptaq's sums
+    int64_t factor = 0;              // F32 [n, n]
     int64_t live = 0, partials = 0;  // triangles while summing, and when the lanes are done
   };
   CutBytes cut_bytes(const CutWork& cut) const;
+  // Bytes of a wave: float weights, sums while they are made, when the lanes are done, and folded.
+  struct WaveBytes {
+    int64_t weights = 0, live = 0, partials = 0, folded = 0, scratch = 0;
+  };
+  WaveBytes wave_bytes(const BlockRange& range) const;
+  void solve_in_wave(const BlockWork& block, const std::string& name, const WaveBytes& bytes,
+                     int64_t boundary);
   int64_t own_experts(const CutWork& cut) const {
     return (cut.count + member_.width - 1) / member_.width;
   }
   int64_t batch_tokens() const {
-    const int64_t per_batch =
-        std::max<int64_t>(1, input_.microbatch_tokens / length_) * length_;
+    const int64_t per_batch = std::max<int64_t>(1, input_.microbatch_tokens / length_) * length_;
     return std::min(per_batch, input_.job.samples * length_);
   }
   int64_t carry(const BlockWork& block, size_t cut) const;
@@ -61,6 +77,8 @@ class MemoryWalk {
   int64_t prepared(const BlockWork& block) const;
   void scaling(const BlockWork& block, const std::string& name);
   void collect(const BlockWork& block, const std::string& name);
+  void run_cut(const BlockWork& block, size_t cut, bool whole, int64_t kept, int64_t packed,
+               int64_t floats, const std::string& name);
   void merge(const CutWork& cut, MemoryBytes moment, const std::string& name);
   MemoryBytes solve(const CutWork& cut, int64_t packed, int64_t hessians) const;
   void consider(const MemoryBytes& moment, const std::string& name);
@@ -104,7 +122,8 @@ int64_t MemoryWalk::carry(const BlockWork& block, size_t i) const {
     return at < block.cuts.size() && !block.cuts[at].expert && !block.cuts[at].adds_to_hidden &&
            block.cuts[at].in != hidden_;
   };
-  if (!carried(i)) return block.cuts[i].adds_to_hidden && !block.cuts[i].expert ? block.cuts[i].in : 0;
+  if (!carried(i))
+    return block.cuts[i].adds_to_hidden && !block.cuts[i].expert ? block.cuts[i].in : 0;
   size_t first = i;
   while (first > 0 && carried(first - 1)) --first;
   int64_t columns = 0;
@@ -117,8 +136,7 @@ int64_t MemoryWalk::carry(const BlockWork& block, size_t i) const {
 int64_t MemoryWalk::activations(const BlockWork& block, size_t cut, int64_t tokens) const {
   const bool added = std::any_of(block.cuts.begin(), block.cuts.begin() + static_cast<int64_t>(cut),
                                  [](const CutWork& before) { return before.adds_to_hidden; });
-  const int64_t bytes =
-      tokens * (hidden_ * (added ? 4 : compute_) + carry(block, cut) * compute_);
+  const int64_t bytes = tokens * (hidden_ * (added ? 4 : compute_) + carry(block, cut) * compute_);
   return bytes * (input_.float_stream ? 2 : 1);
 }
 
@@ -141,8 +159,7 @@ int64_t MemoryWalk::prepared(const BlockWork& block) const {
 // The search for AWQ's scales, one cut at a time, at the block's start: float weights with a scaled
 // copy of one linear, one Hessian, and a copy of the subset's stream and carries.
 void MemoryWalk::scaling(const BlockWork& block, const std::string& name) {
-  const int64_t subset =
-      std::min(tokens_, input_.options.awq.tokens + input_.microbatch_tokens);
+  const int64_t subset = std::min(tokens_, input_.options.awq.tokens + input_.microbatch_tokens);
   for (const CutWork& cut : block.cuts) {
     const CutBytes b = cut_bytes(cut);
     MemoryBytes moment{};
@@ -214,62 +231,84 @@ void MemoryWalk::quantized_block(const BlockWork& block, const std::string& name
     if (calibrated) slot(moment, MemoryKind::kActivations) = activations(block, i, tokens_);
     consider(moment, fmt::format("{}, solve {}", name, cut.name));
     if (!calibrated) continue;
-    const bool last = i + 1 == block.cuts.size();
-    const CutBytes next = last ? CutBytes{} : cut_bytes(block.cuts[i + 1]);
-    MemoryBytes advance{};
-    slot(advance, MemoryKind::kPacked) = packed;
-    slot(advance, MemoryKind::kWeights) = b.elements * compute_ + floats;
-    slot(advance, MemoryKind::kActivations) = activations(block, last ? i : i + 1, tokens_);
-    slot(advance, MemoryKind::kHessians) = whole ? kept : (next.hessian + next.mismatch) * next.live;
-    slot(advance, MemoryKind::kScratch) = scratch(cut);
-    consider(advance, fmt::format("{}, run {}", name, cut.name));
-    if (last || whole) continue;
-    slot(advance, MemoryKind::kScratch) = 0;
-    slot(advance, MemoryKind::kHessians) = (next.hessian + next.mismatch) * next.partials;
-    merge(block.cuts[i + 1], advance, name);
+    run_cut(block, i, whole, kept, packed, floats, name);
   }
 }
 
-void MemoryWalk::wave(const BlockRange& range, bool kept) {
-  MemoryBytes capture{};
-  int64_t temporaries = 0, sums = 0, partials = 0;
+// A cut's linears run with their quantized weights while the next cut's Hessian is summed.
+void MemoryWalk::run_cut(const BlockWork& block, size_t i, bool whole, int64_t kept, int64_t packed,
+                         int64_t floats, const std::string& name) {
+  const CutWork& cut = block.cuts[i];
+  const bool last = i + 1 == block.cuts.size();
+  const CutBytes next = last ? CutBytes{} : cut_bytes(block.cuts[i + 1]);
+  MemoryBytes moment{};
+  slot(moment, MemoryKind::kPacked) = packed;
+  slot(moment, MemoryKind::kWeights) = cut_bytes(cut).elements * compute_ + floats;
+  slot(moment, MemoryKind::kActivations) = activations(block, last ? i : i + 1, tokens_);
+  slot(moment, MemoryKind::kHessians) = whole ? kept : (next.hessian + next.mismatch) * next.live;
+  slot(moment, MemoryKind::kScratch) = scratch(cut);
+  consider(moment, fmt::format("{}, run {}", name, cut.name));
+  if (last || whole) return;
+  slot(moment, MemoryKind::kScratch) = 0;
+  slot(moment, MemoryKind::kHessians) = (next.hessian + next.mismatch) * next.partials;
+  merge(block.cuts[i + 1], moment, name);
+}
+
+// Everything that is alive while a wave's Hessians are summed, and what of it stays for the solve.
+MemoryWalk::WaveBytes MemoryWalk::wave_bytes(const BlockRange& range) const {
+  WaveBytes wave;
   for (int64_t b = range.first; b < range.end; ++b) {
     const BlockWork& block = input_.blocks[static_cast<size_t>(b)];
-    slot(capture, MemoryKind::kWeights) += prepared(block);
+    wave.weights += prepared(block);
     for (size_t i = 0; i < block.cuts.size(); ++i) {
       const CutBytes bytes = cut_bytes(block.cuts[i]);
-      const int64_t own = block.cuts[i].expert ? own_experts(block.cuts[i]) : 1;
-      slot(capture, MemoryKind::kHessians) += bytes.hessian * bytes.live * own;
-      sums += bytes.hessian * own;
-      partials += bytes.hessian * bytes.partials * own;
-      temporaries = std::max(temporaries, scratch(block.cuts[i]) +
-                                              2 * activations(block, i, batch_tokens()));
+      const int64_t sums = bytes.hessian * (block.cuts[i].expert ? own_experts(block.cuts[i]) : 1);
+      wave.live += sums * bytes.live;
+      wave.partials += sums * bytes.partials;
+      wave.folded += sums;
+      wave.scratch = std::max(wave.scratch,
+                              scratch(block.cuts[i]) + 2 * activations(block, i, batch_tokens()));
     }
   }
+  return wave;
+}
+
+void MemoryWalk::wave(const BlockRange& range, bool kept) {
+  const WaveBytes bytes = wave_bytes(range);
+  const int64_t boundary = tokens_ * hidden_ * compute_;
+  MemoryBytes capture{};
+  slot(capture, MemoryKind::kWeights) = bytes.weights;
+  slot(capture, MemoryKind::kHessians) = bytes.live;
+  slot(capture, MemoryKind::kScratch) = bytes.scratch;
   // The first stage embeds all its samples; elsewhere micro-batches pass through.
-  if (kept || member_.embeds)
-    slot(capture, MemoryKind::kActivations) = tokens_ * hidden_ * compute_;
-  slot(capture, MemoryKind::kScratch) = temporaries;
+  if (kept || member_.embeds) slot(capture, MemoryKind::kActivations) = boundary;
   const std::string name = range.count() == 1
                                ? fmt::format("block {}", range.first)
                                : fmt::format("blocks {}-{}", range.first, range.end - 1);
   consider(capture, name + ", collect");
-  for (int64_t b = range.first; b < range.end; ++b) {
-    const BlockWork& block = input_.blocks[static_cast<size_t>(b)];
-    if (std::any_of(block.cuts.begin(), block.cuts.end(), [](const CutWork& c) { return c.scaled; }))
-      scaling(block, fmt::format("block {}", b));
-    int64_t packed = 0;
-    for (const CutWork& cut : block.cuts) {
-      packed += cut.packed_bytes * cut.count;
-      MemoryBytes moment = solve(cut, packed, sums);
-      slot(moment, MemoryKind::kWeights) += slot(capture, MemoryKind::kWeights);
-      if (kept) slot(moment, MemoryKind::kActivations) = tokens_ * hidden_ * compute_;
-      consider(moment, fmt::format("block {}, solve {}", b, cut.name));
-      slot(moment, MemoryKind::kHessians) = partials;
-      slot(moment, MemoryKind::kFactor) = 0;
-      slot(moment, MemoryKind::kWeights) = slot(capture, MemoryKind::kWeights);
-      merge(cut, moment, fmt::format("block {}", b));
-    }
+  for (int64_t b = range.first; b < range.end; ++b)
+    solve_in_wave(input_.blocks[static_cast<size_t>(b)], fmt::format("block {}", b), bytes,
+                  kept ? boundary : 0);
+}
+
+// One block of a wave: the float weights and sums of all its blocks are still there.
+void MemoryWalk::solve_in_wave(const BlockWork& block, const std::string& name,
+                               const WaveBytes& bytes, int64_t boundary) {
+  if (std::any_of(block.cuts.begin(), block.cuts.end(), [](const CutWork& c) { return c.scaled; }))
+    scaling(block, name);
+  int64_t packed = 0;
+  for (const CutWork& cut : block.cuts) {
+    MemoryBytes merging{};
+    slot(merging, MemoryKind::kWeights) = bytes.weights;
+    slot(merging, MemoryKind::kHessians) = bytes.partials;
+    slot(merging, MemoryKind::kActivations) = boundary;
+    slot(merging, MemoryKind::kPacked) = packed;
+    merge(cut, merging, name);
+    packed += cut.packed_bytes * cut.count;
+    MemoryBytes moment = solve(cut, packed, bytes.folded);
+    slot(moment, MemoryKind::kWeights) += bytes.weights;
+    slot(moment, MemoryKind::kActivations) = boundary;
+    consider(moment, fmt::format("{}, solve {}", name, cut.name));
   }
 }
 
@@ -288,10 +327,12 @@ void MemoryWalk::copies() {
   slot(head, MemoryKind::kEmbedding) = input_.head_bytes;
   consider(head, "head");
   std::vector<PackedSpec> other = input_.job.other;  // copied shard by shard, each held whole
-  std::sort(other.begin(), other.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::sort(other.begin(), other.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
   for (const auto& [first, end] : cut_shards(other, input_.options.output.shard_size)) {
     MemoryBytes moment{};
-    for (size_t i = first; i < end; ++i) slot(moment, MemoryKind::kPacked) += packed_bytes(other[i]);
+    for (size_t i = first; i < end; ++i)
+      slot(moment, MemoryKind::kPacked) += packed_bytes(other[i]);
     consider(moment, "other tensors");
   }
 }
@@ -306,10 +347,9 @@ void set_mode(PlanInput& input, bool full) {
 }
 
 bool same_memory(const Member& a, const Member& b) {
-  return a.width == b.width && a.share.samples == b.share.samples &&
-         a.share.live == b.share.live && a.share.partials == b.share.partials &&
-         a.blocks.first == b.blocks.first && a.blocks.end == b.blocks.end &&
-         a.embeds == b.embeds && a.last == b.last;
+  return a.width == b.width && a.share.samples == b.share.samples && a.share.live == b.share.live &&
+         a.share.partials == b.share.partials && a.blocks.first == b.blocks.first &&
+         a.blocks.end == b.blocks.end && a.embeds == b.embeds && a.last == b.last;
 }
 
 Peak peak_memory(const PlanInput& input, const Member& member) {

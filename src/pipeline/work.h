@@ -17,19 +17,19 @@ struct CutWork {
   std::string name;  // "gate_up"; of experts without their number
   int64_t count = 1;
   bool expert = false;
-  double token_share = 1;     // part of the tokens that reaches one
-  int64_t in = 0;             // columns n
-  int64_t rows = 0;           // of all its linears together
-  int64_t tiles = 0;          // tiles of 256 rows, what members of a stage share
-  bool hessian = false;       // some linear needs the Hessian of the input
-  bool mismatch = false;      // some linear compares the input with the float model's
-  bool scaled = false;        // some linear uses AWQ
+  double token_share = 1;  // part of the tokens that reaches one
+  int64_t in = 0;          // columns n
+  int64_t rows = 0;        // of all its linears together
+  int64_t tiles = 0;       // tiles of 256 rows, what members of a stage share
+  bool hessian = false;    // some linear needs the Hessian of the input
+  bool mismatch = false;   // some linear compares the input with the float model's
+  bool scaled = false;     // some linear uses AWQ
   bool adds_to_hidden = false;
-  int64_t residual = 0;       // columns of the residual stream that a mismatch includes
-  double grid_weights = 0;    // weights times the grids tried for them
-  int64_t source_bytes = 0;   // as the checkpoint stores them, biases too
-  int64_t packed_bytes = 0;   // as the output stores them
-  int64_t quantized = 0;      // weights that get codes
+  int64_t residual = 0;         // columns of the residual stream that a mismatch includes
+  double grid_weights = 0;      // weights times the grids tried for them
+  int64_t source_bytes = 0;     // as the checkpoint stores them, biases too
+  int64_t packed_bytes = 0;     // as the output stores them
+  int64_t quantized = 0;        // weights that get codes
   int64_t quantized_bytes = 0;  // of packed_bytes, without biases
 };
 

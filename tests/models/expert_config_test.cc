@@ -10,21 +10,43 @@ namespace {
 using ::testing::HasSubstr;
 
 Json qwen() {
-  return {{"architectures", {"Qwen3MoeForCausalLM"}}, {"model_type", "qwen3_moe"}, {"vocab_size", 100},
-          {"hidden_size", 64}, {"intermediate_size", 96}, {"num_hidden_layers", 3},
-          {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"head_dim", 32},
-          {"num_experts", 6}, {"num_experts_per_tok", 2}, {"moe_intermediate_size", 16}};
+  return {{"architectures", {"Qwen3MoeForCausalLM"}},
+          {"model_type", "qwen3_moe"},
+          {"vocab_size", 100},
+          {"hidden_size", 64},
+          {"intermediate_size", 96},
+          {"num_hidden_layers", 3},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"head_dim", 32},
+          {"num_experts", 6},
+          {"num_experts_per_tok", 2},
+          {"moe_intermediate_size", 16}};
 }
 
 Json deepseek() {
-  return {{"architectures", {"DeepseekV3ForCausalLM"}}, {"model_type", "deepseek_v3"}, {"vocab_size", 100},
-          {"hidden_size", 64}, {"intermediate_size", 96}, {"num_hidden_layers", 2},
-          {"num_attention_heads", 4}, {"q_lora_rank", 24}, {"kv_lora_rank", 20}, {"qk_nope_head_dim", 16},
-          {"qk_rope_head_dim", 8}, {"v_head_dim", 12}, {"n_routed_experts", 5}, {"n_shared_experts", 2},
-          {"num_experts_per_tok", 3}, {"moe_intermediate_size", 16}, {"first_k_dense_replace", 1}};
+  return {{"architectures", {"DeepseekV3ForCausalLM"}},
+          {"model_type", "deepseek_v3"},
+          {"vocab_size", 100},
+          {"hidden_size", 64},
+          {"intermediate_size", 96},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"q_lora_rank", 24},
+          {"kv_lora_rank", 20},
+          {"qk_nope_head_dim", 16},
+          {"qk_rope_head_dim", 8},
+          {"v_head_dim", 12},
+          {"n_routed_experts", 5},
+          {"n_shared_experts", 2},
+          {"num_experts_per_tok", 3},
+          {"moe_intermediate_size", 16},
+          {"first_k_dense_replace", 1}};
 }
 
-ModelSpec describe(const Json& config) { return find_family(config).describe(config); }
+ModelSpec describe(const Json& config) {
+  return find_family(config).describe(config);
+}
 
 const LinearSpec& linear(const BlockSpec& block, const std::string& end) {
   for (const LinearSpec& linear : block.linears)
@@ -126,7 +148,8 @@ TEST(DeepseekV3, WithoutALatentOfQ) {
 TEST(Experts, ContradictionsAreRefused) {
   Json config = qwen();
   config["num_experts_per_tok"] = 7;
-  EXPECT_THAT(refusal(config), HasSubstr("num_experts_per_tok is 7, expected at most num_experts 6"));
+  EXPECT_THAT(refusal(config),
+              HasSubstr("num_experts_per_tok is 7, expected at most num_experts 6"));
   config = deepseek();
   config["n_routed_experts"] = 600000;
   EXPECT_THAT(refusal(config), HasSubstr("n_routed_experts 600000"));

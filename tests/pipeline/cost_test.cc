@@ -1,5 +1,5 @@
-// The estimate's formulas against a discrete-event simulation of the same pipeline and against shapes
-// small enough to work out by hand.
+// The estimate's formulas against a discrete-event simulation of the same pipeline and against
+// shapes small enough to work out by hand.
 #include "pipeline/cost.h"
 
 #include <gtest/gtest.h>
@@ -7,8 +7,8 @@
 namespace bitmill {
 namespace {
 
-// A model of 64 equal blocks: forward 4 s, Hessian 3 s, solve work that splits 1.6 s and that does not
-// 0.4 s on one device. P stages of D ranks, M micro-batches.
+// A model of 64 equal blocks: forward 4 s, Hessian 3 s, solve work that splits 1.6 s and that does
+// not 0.4 s on one device. P stages of D ranks, M micro-batches.
 struct Pipeline {
   int stages, width, batches;
 };
@@ -40,8 +40,8 @@ double full_seconds(Pipeline p, int waves) {
   block.capture = (4.0 + 3.0) / p.width;
   block.solve = 1.6 / p.width + 0.4;
   const size_t each = static_cast<size_t>(kBlocks / p.stages / waves);
-  const std::vector<std::vector<BlockSeconds>> stage(
-      static_cast<size_t>(waves), std::vector<BlockSeconds>(each, block));
+  const std::vector<std::vector<BlockSeconds>> stage(static_cast<size_t>(waves),
+                                                     std::vector<BlockSeconds>(each, block));
   Stream stream;
   double done = 0;
   for (int s = 0; s < p.stages; ++s) {
@@ -78,12 +78,13 @@ TEST(Pipeline, FullIsTheClosedForm) {
   EXPECT_NEAR(full_seconds({8, 1, 16}, 1), 8 * (7 * 23.0 / 16 + 2), 1e-9);
 }
 
-// Two waves on one stage take no longer than one; on several stages the next stage waits for the last
-// wave: stage s can begin its first wave when the last wave of the stage before streams.
+// Two waves on one stage take no longer than one; on several stages the next stage waits for the
+// last wave: stage s can begin its first wave when the last wave of the stage before streams.
 TEST(Pipeline, WavesHoldUpTheStagesBehind) {
   EXPECT_NEAR(full_seconds({1, 1, 16}, 2), full_seconds({1, 1, 16}, 1), 1e-9);
-  // Two stages of 32 blocks, two waves of 16: a wave captures 112 s and solves 32 s. Stage 1 gets its
-  // first micro-batch at 144 + 7, its first wave's last at 144 + 112 + 7 and is done 32 + 144 later.
+  // Two stages of 32 blocks, two waves of 16: a wave captures 112 s and solves 32 s. Stage 1 gets
+  // its first micro-batch at 144 + 7, its first wave's last at 144 + 112 + 7 and is done 32 + 144
+  // later.
   EXPECT_NEAR(full_seconds({2, 1, 16}, 2), 144 + 112 + 7 + 32 + 144, 1e-9);
 }
 
@@ -95,8 +96,8 @@ TEST(Pipeline, AStepPassesMicroBatchesOn) {
 }
 
 // 32 lanes on 3 ranks: lanes 0-9, 10-20, 21-31. Complete subtrees: 0-7 8-9 | 10-11 12-15 16-19 20 |
-// 21 22-23 24-31. Most sums alive: at lane 7: 0-3 4-5 6 and lane 7 itself; at lane 19: 10-11 12-15 16-17
-// 18 and 19; at lane 31: 21 22-23 24-27 28-29 30 and 31.
+// 21 22-23 24-31. Most sums alive: at lane 7: 0-3 4-5 6 and lane 7 itself; at lane 19: 10-11 12-15
+// 16-17 18 and 19; at lane 31: 21 22-23 24-27 28-29 30 and 31.
 TEST(LaneShare, ThreeRanksByHand) {
   const int partials[] = {2, 4, 3}, live[] = {4, 5, 6}, samples[] = {40, 44, 44};
   for (int member = 0; member < 3; ++member) {
@@ -148,7 +149,8 @@ TEST_F(OneCut, PhasesByHand) {
   EXPECT_NEAR(seconds(CostPhase::kForward), 2.0 * 512 * 1024 * 4096 / 1e9, 1e-9);
   // Tiles of 128: 8 rows of tiles, 36 tiles.
   EXPECT_NEAR(seconds(CostPhase::kHessian), 2.0 * 36 * 128 * 128 * 4096 / 1e9, 1e-9);
-  EXPECT_NEAR(seconds(CostPhase::kFactor), (1024.0 * 1024 * 1024 / 3 + 512.0 * 1024 * 1024) / 1e9, 1e-9);
+  EXPECT_NEAR(seconds(CostPhase::kFactor), (1024.0 * 1024 * 1024 / 3 + 512.0 * 1024 * 1024) / 1e9,
+              1e-9);
   EXPECT_NEAR(seconds(CostPhase::kSweep), 512.0 * 1024 * (2 * 1024 + 128) / 1e9, 1e-9);
   EXPECT_NEAR(seconds(CostPhase::kGrid), 31.0 * 512 * 1024 / 1e6, 1e-9);
   EXPECT_EQ(seconds(CostPhase::kExchange), 0);

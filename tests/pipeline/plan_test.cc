@@ -168,6 +168,17 @@ TEST_F(PlanTest, ARefusalNamesTheWidthsThatFit) {
   EXPECT_EQ(plan(2).width, 2);
 }
 
+// Of a GPU's rank, packed tensors and copies lie in host memory: the embedding is larger than a block.
+TEST_F(PlanTest, WithADeviceTheHostIsCountedApart) {
+  const int64_t packed = part(plan(1), MemoryKind::kPacked);
+  EXPECT_GT(packed, 0);
+  EXPECT_EQ(total(plan(1).ranks[0].host_peak), 0);
+  const int64_t everything = total(plan(1).ranks[0].peak);
+  machine_.device = true;
+  EXPECT_EQ(total(plan(1).ranks[0].peak), everything - packed);
+  EXPECT_EQ(total(plan(1).ranks[0].host_peak), kEmbeddingBytes);
+}
+
 TEST_F(PlanTest, AwqInFullModeTakesOneBlockPerWave) {
   options_.propagation.mode = "full";
   EXPECT_EQ(plan(1).ranks[0].waves.size(), 1u);

@@ -1,5 +1,5 @@
-// Plans of large models at 8, 64 and 1,024 ranks. The numbers are worked out from the published shapes
-// in the comments, for 128 x 2048 = 262,144 tokens, 4 bits in groups of 128, GPUs of 80 GB.
+// Plans of large models at 8, 64 and 1,024 ranks. The numbers are worked out from the published
+// shapes in the comments, for 128 x 2048 = 262,144 tokens, 4 bits in groups of 128, GPUs of 80 GB.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -37,8 +37,12 @@ class Model {
   PlanMachine machine;
 };
 
-double seconds(const Plan& plan, CostPhase phase) { return plan.phases[static_cast<size_t>(phase)]; }
-int64_t bytes(const RankPlan& rank, MemoryKind kind) { return rank.peak[static_cast<size_t>(kind)]; }
+double seconds(const Plan& plan, CostPhase phase) {
+  return plan.phases[static_cast<size_t>(phase)];
+}
+int64_t bytes(const RankPlan& rank, MemoryKind kind) {
+  return rank.peak[static_cast<size_t>(kind)];
+}
 int64_t weights(const ModelSpec& spec) {
   int64_t sum = 0;
   for (const BlockSpec& block : spec.blocks)
@@ -87,12 +91,14 @@ TEST(Llama3_70B, EightRanksShareOneStage) {
   check_whole(plan, model.spec);
   EXPECT_EQ(plan.width, 8);
   EXPECT_EQ(plan.stages, 1);
-  // 2 FLOP per weight and token, 3.5888e16; attention over half of 2048 keys on average, 64 heads of
-  // 128 + 128 columns: 2 * 1024 * 16384 per token and block, 7.037e14. On 8 ranks of 790 TFLOP/s.
+  // 2 FLOP per weight and token, 3.5888e16; attention over half of 2048 keys on average, 64 heads
+  // of 128 + 128 columns: 2 * 1024 * 16384 per token and block, 7.037e14. On 8 ranks of 790
+  // TFLOP/s.
   EXPECT_NEAR(seconds(plan, CostPhase::kForward), (3.5888e16 + 7.037e14) / 8 / 790e12, 0.001);
   // Packed triangles in tiles of 256: 8192 columns 32 * 33 / 2 = 528 tiles (qkv, o, gate_up), 28672
   // columns 112 * 113 / 2 = 6328 (down); 7912 tiles of 65,536 = 518,520,832 elements.
-  EXPECT_NEAR(seconds(plan, CostPhase::kHessian), 2 * kTokens * 518'520'832 * 80 / 8 / 700e12, 1e-4);
+  EXPECT_NEAR(seconds(plan, CostPhase::kHessian), 2 * kTokens * 518'520'832 * 80 / 8 / 700e12,
+              1e-4);
   // n^3/3 + 512 n^2 at 30e12 n/(n + 8192): 8192 columns 14.5 ms, 28672 columns 355.8 ms.
   const double small = (8192.0 * 8192 * 8192 / 3 + 512.0 * 8192 * 8192) / 15e12;
   const double large = (28672.0 * 28672 * 28672 / 3 + 512.0 * 28672 * 28672) / (30e12 * 7 / 9);
@@ -101,9 +107,9 @@ TEST(Llama3_70B, EightRanksShareOneStage) {
   EXPECT_NEAR(seconds(plan, CostPhase::kFactor), 80 * (3 * small + large), 1e-6);
 }
 
-// A Hessian per cut lives at most three times on a rank of 4 lanes (lanes 0-1, lane 2, lane 3 open): a
-// block needs 3 * 4 * 518,520,832 = 6.22 GB of sums and 1.71 GB of weights. Nine blocks, 71.4 GB, fit,
-// ten do not: 80 blocks are nine waves.
+// A Hessian per cut lives at most three times on a rank of 4 lanes (lanes 0-1, lane 2, lane 3
+// open): a block needs 3 * 4 * 518,520,832 = 6.22 GB of sums and 1.71 GB of weights. Nine
+// blocks, 71.4 GB, fit, ten do not: 80 blocks are nine waves.
 TEST(Llama3_70B, FullModeOnEightRanksWorksInWaves) {
   Model model("Llama-3-70B");
   model.options.run.stage_width = "8";
@@ -126,6 +132,17 @@ TEST(Llama3_70B, FullModeOn1024RanksIsAStagePerBlock) {
   EXPECT_NEAR(seconds(plan, CostPhase::kForward), (3.5888e16 + 7.037e14) / 80 / 790e12, 0.001);
 }
 
+// 32 ranks have one lane each. The triangle of 28672 columns, 4 * 414,711,808 = 1,658,847,232 bytes,
+// lies there as own sum and as the result; 1/32 of the other 31 comes in.
+TEST(Llama3_70B, SumsAreExchangedInAStage) {
+  Model model("Llama-3-70B");
+  model.options.run.stage_width = "32";
+  const Plan plan = model.plan(64, "quantized");
+  EXPECT_EQ(plan.ranks[0].peak_at, "block 0, merge down");
+  EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kHessians), 1'658'847'232);
+  EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kExchange), int64_t{1'658'847'232} + 1'607'008'256);
+}
+
 // The mode's point: ranks in stages add nothing to quantized propagation, and divide full.
 TEST(Llama3_70B, FullModeIsFasterOn64Ranks) {
   Model model("Llama-3-70B");
@@ -145,7 +162,8 @@ TEST(Llama31_405B, ByHand) {
   for (const int ranks : {8, 64, 1024}) {
     const Plan plan = model.plan(ranks, "quantized");
     check_whole(plan, model.spec);
-    EXPECT_EQ(plan.source_bytes, 2 * 405'853'388'800);  // norms 4,145,152, embedding and head 4,202,692,608
+    EXPECT_EQ(plan.source_bytes,
+              2 * 405'853'388'800);  // norms 4,145,152, embedding and head 4,202,692,608
   }
   const Plan full = model.plan(1024, "full");
   check_whole(full, model.spec);
@@ -161,42 +179,44 @@ TEST(Qwen3_235B, ByHand) {
   for (const int ranks : {8, 64, 1024}) check_whole(model.plan(ranks, "quantized"), model.spec);
   model.options.run.stage_width = "8";
   const Plan plan = model.plan(8, "quantized");
-  // A token passes 8 experts: 71,303,168 + 8 * 18,874,368 = 222,298,112 weights a block; attention over
-  // 64 heads of 128 + 128.
+  // A token passes 8 experts: 71,303,168 + 8 * 18,874,368 = 222,298,112 weights a block; attention
+  // over 64 heads of 128 + 128.
   const double flop = 94 * kTokens * (2.0 * 222'298'112 + 2048.0 * 64 * 256);
   EXPECT_NEAR(seconds(plan, CostPhase::kForward), flop / 8 / 790e12, 1e-3);
 }
 
-// Attention per block: q_a 1536 x 7168, kv_a 576 x 7168, q_b 24576 x 1536, kv_b 32768 x 512, o 7168 x
-// 16384: 187,105,280. Three dense MLPs of 3 * 18432 * 7168 = 396,361,728; in the other 58 blocks 257
-// experts, one shared, of 3 * 2048 * 7168 = 44,040,192.
+// Attention per block: q_a 1536 x 7168, kv_a 576 x 7168, q_b 24576 x 1536, kv_b 32768 x 512, o 7168
+// x 16384: 187,105,280. Three dense MLPs of 3 * 18432 * 7168 = 396,361,728; in the other 58 blocks
+// 257 experts, one shared, of 3 * 2048 * 7168 = 44,040,192.
 TEST(DeepSeekV3, ByHand) {
   Model model("DeepSeek-V3");
-  EXPECT_EQ(weights(model.spec), int64_t{61} * 187'105'280 + 3 * 396'361'728 +
-                                     int64_t{58} * 257 * 44'040'192);
+  EXPECT_EQ(weights(model.spec),
+            int64_t{61} * 187'105'280 + 3 * 396'361'728 + int64_t{58} * 257 * 44'040'192);
   EXPECT_EQ(linears(model.spec), 45'032);
   for (const int ranks : {64, 1024}) check_whole(model.plan(ranks, "quantized"), model.spec);
   model.options.run.stage_width = "8";
   const Plan plan = model.plan(8, "quantized");
   check_whole(plan, model.spec);
-  // A token passes 9 experts: 61 * 187,105,280 + 3 * 396,361,728 + 58 * 9 * 44,040,192 = 35,591,487,488
-  // weights; attention over 128 heads of 192 + 128 columns.
+  // A token passes 9 experts: 61 * 187,105,280 + 3 * 396,361,728 + 58 * 9 * 44,040,192 =
+  // 35,591,487,488 weights; attention over 128 heads of 192 + 128 columns.
   const double flop = kTokens * (2.0 * 35'591'487'488 + 61.0 * 2048 * 128 * 320);
   EXPECT_NEAR(seconds(plan, CostPhase::kForward), flop / 8 / 790e12, 1e-3);
 }
 
 TEST(KimiK2, ByHand) {
   Model model("Kimi-K2");
-  // 64 heads: q_b 12288 x 1536, kv_b 16384 x 512, o 7168 x 8192, with q_a and kv_a 101,122,048. One dense
-  // block; 60 with 385 experts.
-  EXPECT_EQ(weights(model.spec), int64_t{61} * 101'122'048 + 396'361'728 + int64_t{60} * 385 * 44'040'192);
+  // 64 heads: q_b 12288 x 1536, kv_b 16384 x 512, o 7168 x 8192, with q_a and kv_a 101,122,048. One
+  // dense block; 60 with 385 experts.
+  EXPECT_EQ(weights(model.spec),
+            int64_t{61} * 101'122'048 + 396'361'728 + int64_t{60} * 385 * 44'040'192);
   EXPECT_EQ(linears(model.spec), 69'608);
   for (const int ranks : {8, 64, 1024}) check_whole(model.plan(ranks, "quantized"), model.spec);
 }
 
 TEST(Experts, TheirForwardIsRefused) {
   for (const char* name : {"Qwen3-235B-A22B", "DeepSeek-V3"}) {
-    const Json config = read_model_config(testing::source_path("configs/models/" + std::string(name)));
+    const Json config =
+        read_model_config(testing::source_path("configs/models/" + std::string(name)));
     const ModelFamily& family = find_family(config);
     try {
       family.graph(family.describe(config), 0, TensorView());
