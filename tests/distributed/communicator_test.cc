@@ -1,5 +1,6 @@
 #include "comm/communicator.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -93,6 +94,82 @@ TEST(Transport, ARingOfTensors) {
 TEST(Transport, UnknownKindsAreRefused) {
   EXPECT_THROW(make_transport("pigeon", world()), Error);
   EXPECT_THROW(make_transport("nccl", world()), Error);
+}
+
+// Ranks of one parity, in order.
+TEST(Communicator, SplitsIntoIndependentParts) {
+  const int rank = world().rank(), size = world().size();
+  Communicator part = world().split(rank % 2);
+  EXPECT_EQ(part.rank(), rank / 2);
+  EXPECT_EQ(part.size(), rank % 2 == 0 ? (size + 1) / 2 : size / 2);
+  // Both parts broadcast at the same time, from their last rank.
+  const std::string text = part.broadcast(rank % 2 == 0 ? "even" : "odd", part.size() - 1);
+  EXPECT_EQ(text, rank % 2 == 0 ? "even" : "odd");
+  EXPECT_EQ(part.max(rank), (size - 1) % 2 == rank % 2 ? size - 1 : size - 2);
+}
+
+// Where ranks make different calls a run would hang: all are told instead.
+TEST(Communicator, DifferentCallsAreNamed) {
+  if (world().size() == 1) GTEST_SKIP() << "one rank cannot differ";
+  Communicator checked = world().split(0);
+  checked.check_calls(true);
+  checked.barrier();
+  try {
+    if (checked.rank() == 1) checked.barrier();
+    else checked.broadcast("text");
+    ADD_FAILURE() << "nothing noticed";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kInternal);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr(checked.rank() == 1 ? "wait at a barrier" : "broadcast"));
+  }
+  EXPECT_EQ(checked.broadcast(checked.rank() == 0 ? "again" : ""), "again");
+}
+
+// Everybody sends to everybody before anybody waits; messages of one pair keep their order.
+TEST(Transport, ManyMessagesAtOnce) {
+  if (world().size() == 1) GTEST_SKIP() << "nobody to send to";
+  const auto transport = make_transport("mpi", world());
+  const int rank = world().rank(), size = world().size();
+  constexpr int kEach = 20;
+  constexpr int64_t kElements = 30000;  // beyond what MPI buffers by itself
+  std::vector<Tensor> in, out;
+  std::vector<std::unique_ptr<Transfer>> transfers;
+  for (int k = 0; k < kEach; ++k)
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer == rank) continue;
+      in.emplace_back(DType::kI32, Shape{kElements});
+      transfers.push_back(transport->start_receive(in.back(), peer));
+      out.emplace_back(DType::kI32, Shape{kElements});
+      std::fill_n(out.back().as<int32_t>(), kElements, rank * 1000 + k);
+      transfers.push_back(transport->start_send(out.back(), peer));
+    }
+  for (const auto& transfer : transfers) transfer->wait();
+  size_t at = 0;
+  for (int k = 0; k < kEach; ++k)
+    for (int peer = 0; peer < size; ++peer)
+      if (peer != rank) {
+        EXPECT_EQ(in[at].as<int32_t>()[0], peer * 1000 + k);
+        EXPECT_EQ(in[at++].as<int32_t>()[kElements - 1], peer * 1000 + k);
+      }
+  for (const auto& transfer : transfers) EXPECT_TRUE(transfer->done());
+}
+
+// MPI counts are ints; a message of more than 2^31 bytes goes in pieces.
+TEST(Transport, MoreBytesThanAnIntCounts) {
+  if (world().size() != 2) GTEST_SKIP() << "needs 2 ranks and 5 GB";
+  constexpr int64_t kBytes = (int64_t{1} << 31) + 12345;
+  const auto transport = make_transport("mpi", world());
+  Tensor large(DType::kU8, {kBytes});
+  const auto pattern = [](int64_t i) { return static_cast<uint8_t>(i * 31 + (i >> 20)); };
+  if (world().rank() == 0) {
+    for (int64_t i = 0; i < kBytes; i += 4093) large.as<uint8_t>()[i] = pattern(i);
+    transport->send(large, 1);
+    return;
+  }
+  transport->receive(large, 0);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < kBytes; i += 4093) wrong += large.as<uint8_t>()[i] != pattern(i);
+  EXPECT_EQ(wrong, 0);
 }
 
 }  // namespace
