@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <filesystem>
 #include <set>
 
 #include "core/options.h"
@@ -167,6 +168,17 @@ Checkpoint Checkpoint::open(const std::string& directory) {
 
 // {"files": [...], "tensors": {name: [dtype, file, offset, bytes, dim, ...]}} '\n' DIRECTORY. The
 // path stands outside the JSON because it may be any bytes.
+namespace {
+
+// Bytes of a file, -1 when it cannot be looked at.
+int64_t size_of(const std::string& path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  return error ? -1 : static_cast<int64_t>(size);
+}
+
+}  // namespace
+
 std::string Checkpoint::directory_text() const {
   Json tensors = Json::object();
   for (const auto& [name, entry] : tensors_) {
@@ -174,7 +186,26 @@ std::string Checkpoint::directory_text() const {
     for (const int64_t dim : entry.shape.dims()) row.push_back(dim);
     tensors[name] = std::move(row);
   }
-  return Json{{"files", files_}, {"tensors", std::move(tensors)}}.dump() + '\n' + directory_;
+  std::vector<int64_t> sizes;
+  for (const std::string& file : files_) sizes.push_back(size_of(directory_ + "/" + file));
+  return Json{{"files", files_}, {"sizes", sizes}, {"tensors", std::move(tensors)}}.dump() + '\n' + directory_;
+}
+
+void Checkpoint::check_same(const std::string& text, bool headers) {
+  const size_t line_end = text.find('\n');
+  BITMILL_CHECK(line_end != std::string::npos);
+  const std::string directory = text.substr(line_end + 1);
+  const Json json = parse_json(text.substr(0, line_end), "checkpoint directory text");
+  for (size_t i = 0; i < json.at("files").size(); ++i) {
+    const std::string path = directory + "/" + json.at("files")[i].get<std::string>();
+    const int64_t expected = json.at("sizes")[i], found = size_of(path);
+    if (found != expected)
+      fail(ExitCode::kInput, "{}: {} on this host, {} bytes on rank 0's: all ranks must see the same files", path,
+           found < 0 ? "missing" : fmt::format("{} bytes", found), expected);
+  }
+  if (headers && open(directory).directory_text() != text)
+    fail(ExitCode::kInput, "{}: the headers of its files are not those that rank 0 sees: all ranks must see the same files",
+         directory);
 }
 
 Checkpoint Checkpoint::from_text(const std::string& text) {

@@ -26,6 +26,9 @@ class Checkpoint {
   // tensor is read, so that one rank reads the headers of a large model for all.
   static Checkpoint from_text(const std::string& text);
   std::string directory_text() const;
+  // Are the files here those that `text` (of another rank) tells of? Error(kInput) naming the first that is missing or has
+  // another size; with `headers` every header is read and compared too. Ranks of one job may see different file systems.
+  static void check_same(const std::string& text, bool headers);
 
   const std::string& directory() const { return directory_; }
   const std::vector<std::string>& files() const { return files_; }  // names inside the directory

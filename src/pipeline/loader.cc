@@ -81,7 +81,15 @@ ModelSource ModelSource::open(const std::string& directory, Communicator& comm) 
     headers = checked.checkpoint_.directory_text();
   });
   const Json shared = parse_json(comm.broadcast(facts), directory + "/config.json");
-  ModelSource source(shared.at("config"), Checkpoint::from_text(comm.broadcast(headers)));
+  const std::string text = comm.broadcast(headers);
+  together(comm, [&] {
+    if (comm.rank() == 0) return;
+    // One rank of a node reads the headers: a thousand ranks would hammer the file system.
+    Checkpoint::check_same(text, comm.local_rank() == 0);
+    if (read_model_config(directory) != shared.at("config"))
+      fail(ExitCode::kInput, "{}/config.json: rank {} sees another one than rank 0", directory, comm.rank());
+  });
+  ModelSource source(shared.at("config"), Checkpoint::from_text(text));
   shared.at("unknown").get_to(source.unknown_);
   return source;
 }

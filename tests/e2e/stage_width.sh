@@ -59,4 +59,28 @@ refused 2 "gptaq.*propagation.mode=full" 2 quantize "${demo[@]}" --output.path="
   --propagation.mode=full
 no_checkpoint "$work/refused"
 
+# Ranks that disagree: on the options, or on what lies at the model's path (another mount on another node).
+two=(quantize "${demo[@]}" --output.path="$work/refused")
+together() {  # CODE PATTERN COMMAND...: two ranks, the second through COMMAND
+  local code="$1" pattern="$2" log="$work/together.log" seen=0
+  shift 2
+  timeout 60 mpirun --bind-to none -n 1 "$bitmill" "${two[@]}" : -n 1 "$@" >"$log" 2>&1 || seen=$?
+  [ "$seen" = "$code" ] && grep -qE -- "$pattern" "$log" && return
+  complain "ranks that disagree: exit $seen instead of $code, or no '$pattern'"
+  tail -n 8 "$log"
+}
+together 2 "rank 1 was started with other options than rank 0" "$bitmill" "${two[@]}" --quantize.bits=3
+if unshare -m true 2>/dev/null; then
+  cp -r configs/demo/model "$work/other"
+  truncate -s -2 "$work/other/model.safetensors"
+  elsewhere='mount --bind "$0" configs/demo/model && exec "$@"'
+  together 3 "model.safetensors: [0-9]+ bytes on this host, [0-9]+ bytes on rank 0's" \
+    unshare -m bash -c "$elsewhere" "$work/other" "$bitmill" "${two[@]}"
+  cp configs/demo/model/model.safetensors "$work/other" && sed -i 's/"rope_theta": 10000.0/"rope_theta": 20000.0/' "$work/other/config.json"
+  together 3 "config.json: rank 1 sees another one than rank 0" unshare -m bash -c "$elsewhere" "$work/other" "$bitmill" "${two[@]}"
+else
+  echo "not checked: ranks that see different files (unshare -m is not allowed here)"
+fi
+no_checkpoint "$work/refused"
+
 finish
