@@ -8,9 +8,43 @@
 namespace bitmill {
 namespace {
 
-constexpr int64_t kReadAheadBytes = 32 << 20;  // the next piece of a linear that is quantized in pieces
+// The next piece of a linear that is quantized in pieces; the next cut of linears that are solved whole.
+constexpr int64_t kReadAheadBytes = 32 << 20;
+constexpr int64_t kCutAheadBytes = 256 << 20;
+
+// The linears of a cut that are quantized, by algorithm: those of one share Hessian and factor.
+std::map<std::string, std::vector<int>> by_algorithm(const BlockContext& context, const BlockSpec& block, int cut) {
+  std::map<std::string, std::vector<int>> groups;
+  for (int linear : block.cuts[cut].linears) {
+    const QuantizeSettings settings = context.settings(block.linears[linear]);
+    if (!settings.skip) groups[settings.algorithm].push_back(linear);
+  }
+  return groups;
+}
+
+// Who of the stage solves which rows of linears that are solved together.
+std::vector<std::vector<RowRange>> shares_of(const BlockContext& context, const BlockSpec& block,
+                                             const std::vector<int>& linears) {
+  std::vector<int64_t> rows;
+  for (int linear : linears) rows.push_back(block.linears[linear].out);
+  return share_rows(rows, context.group.size());
+}
 
 }  // namespace
+
+void read_ahead(const BlockContext& context, const BlockSpec& block, int cut) {
+  if (cut >= static_cast<int>(block.cuts.size())) return;
+  std::vector<ModelSource::LinearRows> wanted;
+  for (const auto& [algorithm, linears] : by_algorithm(context, block, cut)) {
+    if (!find_quantizer(algorithm).needs_hessian()) continue;
+    const auto shares = shares_of(context, block, linears);
+    for (size_t i = 0; i < linears.size(); ++i) {
+      const RowRange mine = shares[i][context.group.member()];
+      if (mine.count() > 0) wanted.push_back({block.linears[linears[i]], mine.first, mine.end});
+    }
+  }
+  if (!wanted.empty()) context.source.prefetch(wanted, kCutAheadBytes);
+}
 
 Tensor BlockSolver::read_float(const std::string& name) const {
   const auto folded = change_.floats().find(name);
@@ -18,13 +52,9 @@ Tensor BlockSolver::read_float(const std::string& name) const {
 }
 
 void BlockSolver::solve(int cut, const CutSums* sums, BlockWeights* weights) {
-  std::map<std::string, std::vector<int>> by_algorithm;
-  for (int linear : block_.cuts[cut].linears) {
-    const QuantizeSettings settings = context_.settings(block_.linears[linear]);
-    if (settings.skip) keep_float(linear, weights);
-    else by_algorithm[settings.algorithm].push_back(linear);
-  }
-  for (const auto& [algorithm, linears] : by_algorithm) {
+  for (int linear : block_.cuts[cut].linears)
+    if (context_.settings(block_.linears[linear]).skip) keep_float(linear, weights);
+  for (const auto& [algorithm, linears] : by_algorithm(context_, block_, cut)) {
     if (!find_quantizer(algorithm).needs_hessian()) {
       // Nothing is shared between them: one linear at a time, and a few of its rows.
       for (int linear : linears) keep(linear, quantize_alone(linear, sums), weights);
@@ -37,9 +67,7 @@ void BlockSolver::solve(int cut, const CutSums* sums, BlockWeights* weights) {
 
 // Each member its rows; then all rows on all members.
 std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linears, const CutSums* sums) {
-  std::vector<int64_t> rows;
-  for (int linear : linears) rows.push_back(block_.linears[linear].out);
-  const auto shares = share_rows(rows, context_.group.size());
+  const auto shares = shares_of(context_, block_, linears);
   std::vector<Tensor> weights;
   std::vector<LinearProblem> problems;
   for (size_t i = 0; i < linears.size(); ++i) {
@@ -48,7 +76,9 @@ std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linear
     PhaseTimer timer(context_.phases, Phase::kRead);
     weights.push_back(context_.source.read_weight_rows(spec, mine.first, mine.end, DType::kF32, context_.backend));
     change_.apply(linears[i], weights.back(), mine.first, true, context_.backend);
-    LinearProblem problem{spec.module, weights.back()};
+    LinearProblem problem;
+    problem.module = spec.module;
+    problem.weight = weights.back();
     problem.first_row = mine.first;
     problem.settings = context_.settings(spec);
     problem.scale_dtype = context_.format.scale_dtype(context_.source.spec().dtype);

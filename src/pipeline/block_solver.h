@@ -18,6 +18,10 @@ struct PackedBlock {
   bool failed = false;  // some module met on_failed=fail
 };
 
+// Starts reading the weights that solving a cut will want, in the background and within a bound; nothing for a cut that is
+// not there. Changes nothing but time.
+void read_ahead(const BlockContext& context, const BlockSpec& block, int cut);
+
 class BlockSolver {
  public:
   // `change`: what AWQ decided about the block; it outlives the solver, as the others do.

@@ -63,8 +63,10 @@ class CutCost {
   double exchange_bytes() const {
     if (shape_.width == 1) return 0;
     const double others = 1 - 1.0 / shape_.width;
-    const double results = rows_ * n_ * static_cast<double>(cut_.count) * others;
+    double results = rows_ * n_ * static_cast<double>(cut_.count) * others;
     if (!cut_.expert) {
+      if (shape_.calibrated && (shape_.whole_block || shape_.float_stream))
+        results *= 1 + static_cast<double>(shape_.element_bytes);
       const double triangle = cut_.hessian ? 4 * static_cast<double>(hessian_elements(cut_.in)) : 0;
       return triangle * others * (shape_.partials + 1) + results;
     }
@@ -115,12 +117,9 @@ double file_seconds(double bytes, double rate, double ranks, const Rates& rates)
 void add_files(const BlockWork& work, const CostShape& shape, const Rates& rates,
                BlockSeconds& block) {
   const double width = shape.width, source = static_cast<double>(work.source_bytes());
-  double dense = source;  // what every member's forward needs; experts are read by their owner
-  for (const CutWork& cut : work.cuts)
-    if (cut.expert) dense -= static_cast<double>(cut.count * cut.source_bytes);
-  // Rows that the member solves; and the whole block where it runs in float first.
+  // Rows that the member solves; once more its part of the block where that runs in float first.
   const bool whole = shape.calibrated && (shape.whole_block || shape.float_stream);
-  const double bytes = source / width + (whole ? dense + (source - dense) / width : 0);
+  const double bytes = source / width * (whole ? 2 : 1);
   const bool together = shape.full || !shape.calibrated;  // all stages at the same time
   const double ranks = width * (together ? shape.stages : 1);
   const double read = file_seconds(bytes, rates.read_bandwidth, ranks, rates);

@@ -10,7 +10,8 @@
 //   hessian    2 e T s, e elements of the packed triangle, about n^2/2 (gptaq: and 2 n^2 T s,
 //              2 n hidden T s where the cut's output is added to the residual)
 //   exchange   sums: each rank sends its p partial sums, cut in D, and gets the folded triangle:
-//              4 e (1 - 1/D) (p + 1) bytes; results: R n (1 - 1/D) bytes of codes
+//              4 e (1 - 1/D) (p + 1) bytes; results: R n (1 - 1/D) bytes of codes,
+//              and of float weights where the block runs in float first (a member reads R/D rows)
 //   factor     n^3/3 + 512 n^2 on every rank: this does not split
 //   sweep      R n (n + 128) for the columns and R n^2 for w H w^T of the record, in tiles of 256
 //              rows split over D (gptaq: 4 R n^2 more)

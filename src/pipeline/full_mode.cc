@@ -43,10 +43,12 @@ void FullWave::capture(Activations& activations, bool last_wave, bool output_nee
 PackedBlock FullWave::solve(int64_t index) {
   Block& block = blocks_[static_cast<size_t>(index - range_.first)];
   BlockSolver solver(context_, block.spec, block.change);
+  read_ahead(context_, block.spec, 0);
   for (int cut = 0; cut < static_cast<int>(block.spec.cuts.size()); ++cut) {
     const bool needed = needs_hessian(context_.options, block.spec, cut);
     solver.solve(cut, needed ? &block.sums[cut] : nullptr, nullptr);
     block.sums[cut] = CutSums();
+    read_ahead(context_, block.spec, cut + 1);
   }
   return solver.finish();
 }

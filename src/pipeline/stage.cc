@@ -59,13 +59,16 @@ int64_t samples_needed(const RunOptions& options, const ModelSpec& spec, int64_t
 BlockWeights read_changed_block(const BlockContext& context, const BlockSpec& block, const BlockChange& change) {
   PhaseTimer timer(context.phases, Phase::kRead);
   Backend& backend = context.backend;
-  BlockWeights dense = context.source.read_block(block, backend);
+  BlockWeights dense = context.source.read_block_floats(block, backend);
   for (const auto& [name, value] : change.floats()) dense.set_float(name, value, backend);
   for (int linear = 0; linear < static_cast<int>(block.linears.size()); ++linear) {
-    if (!change.changes(linear)) continue;
-    const Tensor weight = context.source.read_weight(block.linears[linear], DType::kF32, backend);
-    change.apply(linear, weight, 0, false, backend);
-    dense.set_linear(linear, weight, backend);
+    const LinearSpec& spec = block.linears[linear];
+    const DType dtype = change.changes(linear) ? DType::kF32 : backend.compute();
+    const auto shares = share_rows({spec.out}, context.group.size()).front();
+    const RowRange mine = shares[context.group.member()];
+    Tensor rows = context.source.read_weight_rows(spec, mine.first, mine.end, dtype, backend);
+    change.apply(linear, rows, mine.first, false, backend);
+    dense.set_linear(linear, context.group.whole(std::move(rows), shares), backend);
   }
   return dense;
 }
@@ -106,11 +109,14 @@ void Stage::run_cuts(Work& work) {
   const int cuts = static_cast<int>(spec.cuts.size());
   const bool whole = work.propagates && !context_.options.quantize.true_sequential;
   std::vector<CutSums> sums(static_cast<size_t>(cuts));
+  read_ahead(context_, spec, 0);
   if (whole) sums = collect_whole_block(work);
   else if (needs_hessian(work, 0)) sums[0] = collect(work, 0);
   for (int cut = 0; cut < cuts; ++cut) {
+    if (whole) read_ahead(context_, spec, cut + 1);
     work.solver.solve(cut, needs_hessian(work, cut) ? &sums[cut] : nullptr, work.propagates ? &work.weights : nullptr);
     sums[cut] = CutSums();
+    if (!whole) read_ahead(context_, spec, cut + 1);
     if (!work.propagates) continue;
     if (!whole && cut + 1 < cuts && needs_hessian(work, cut + 1)) {
       CutCapture next(context_, spec, cut + 1, work.compares());

@@ -50,7 +50,8 @@ class Stage {
   const BlockContext& context_;
 };
 
-// The float block after AWQ's scaling (and before clipping): it computes what the source's does.
+// The float block after AWQ's scaling (and before clipping): it computes what the source's does. Each member reads a part
+// of the rows and gets the others from their readers. Collective.
 BlockWeights read_changed_block(const BlockContext& context, const BlockSpec& block, const BlockChange& change);
 
 // Does any module of the model compare its inputs with the float model's?

@@ -154,22 +154,22 @@ InputMismatch StageGroup::merge(MismatchAccumulator& mine) const {
   return whole;
 }
 
-Tensor StageGroup::join_rows(const Tensor& mine, const std::vector<RowRange>& shares) const {
-  if (mine.empty()) return Tensor();
+Tensor StageGroup::whole(Tensor mine, const std::vector<RowRange>& shares) const {
+  if (size() == 1 || mine.empty()) return mine;
   std::vector<int64_t> dims = mine.shape().dims();
   dims[0] = shares.back().end;
-  Tensor whole(mine.dtype(), Shape(dims));
-  std::memcpy(whole.view().slice(shares[member()].first, shares[member()].end).data, mine.data(),
+  Tensor all(mine.dtype(), Shape(dims));
+  std::memcpy(all.view().slice(shares[member()].first, shares[member()].end).data, mine.data(),
               static_cast<size_t>(mine.bytes()));
-  gather_rows(whole, shares);
-  return whole;
+  gather_rows(all, shares);
+  return all;
 }
 
 QuantizeResult StageGroup::join(QuantizeResult mine, const std::vector<RowRange>& shares) const {
   if (size() == 1) return mine;
   for (Tensor* tensor : {&mine.linear.codes, &mine.linear.scales, &mine.linear.zeros, &mine.rows.loss, &mine.rows.error,
                          &mine.rows.signal})
-    *tensor = join_rows(*tensor, shares);
+    *tensor = whole(std::move(*tensor), shares);
   mine.record.out = mine.linear.out();
   sum_rows(mine);
   return mine;

@@ -43,6 +43,8 @@ class StageGroup final : public RowPeers {
   Tensor merge(LaneSum& mine) const;
   // `whole` [rows, ...] in host memory on every member, of which member m has filled `shares[m]`.
   void gather_rows(TensorView whole, const std::vector<RowRange>& shares) const;
+  // The same from a tensor of this member's rows; alone: that tensor.
+  Tensor whole(Tensor mine, const std::vector<RowRange>& shares) const;
   // The whole linear from the members' rows. Record fields that no row decides are the same everywhere.
   QuantizeResult join(QuantizeResult mine, const std::vector<RowRange>& shares) const;
   // Tensor of member 0 on every member; dtype and shape are known to all.
@@ -51,7 +53,6 @@ class StageGroup final : public RowPeers {
  private:
   // Row r of `all` [size, ...] is what member r brings.
   void all_gather(TensorView all) const;
-  Tensor join_rows(const Tensor& mine, const std::vector<RowRange>& shares) const;
 
   Transport& transport_;
   Backend& backend_;
