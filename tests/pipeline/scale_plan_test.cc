@@ -167,8 +167,10 @@ TEST(Llama31_405B, ByHand) {
   }
   const Plan full = model.plan(1024, "full");
   check_whole(full, model.spec);
-  EXPECT_EQ(full.active_ranks(), 126);
-  EXPECT_EQ(bytes(full.ranks[60], MemoryKind::kHessians), int64_t{6} * 4 * 1'833'435'136);
+  // One block per stage of 8 ranks with 4 lanes each: the open lane and a subtree of 2 and of 1.
+  EXPECT_EQ(full.width, 8);
+  EXPECT_EQ(full.active_ranks(), 126 * 8);
+  EXPECT_EQ(bytes(full.ranks[60], MemoryKind::kHessians), int64_t{3} * 4 * 1'833'435'136);
 }
 
 // q, o 8192 x 4096, k, v 512 x 4096: 71,303,168; 128 experts of 3 * 1536 * 4096 = 18,874,368.
