@@ -17,6 +17,7 @@ SETTINGS = {
     "gptq, order dynamic": ["--quantize.act_order=dynamic"],
     "gptq, plain ranges": ["--quantize.range_search=false"],
     "gptq, mse": ["--quantize.mse=true"],
+    "gptq, full mode": ["--propagation.mode=full"],
     "awq": ["--quantize.algorithm=awq"],
     "awq+gptq": ["--quantize.algorithm=awq+gptq"],
     "gptaq": ["--quantize.algorithm=gptaq"],
