@@ -36,6 +36,16 @@ void check_finite(Backend& backend, const BlockSpec& block, int cut, TensorView 
        bad % x.cols());
 }
 
+void note_finite(Backend& backend, const BlockSpec& block, int cut, TensorView x, const BatchRange& range,
+                 std::optional<Error>& refused) {
+  if (refused) return;
+  try {
+    check_finite(backend, block, cut, x, range);
+  } catch (const Error& error) {
+    refused = error;
+  }
+}
+
 CutCapture::CutCapture(const BlockContext& context, const BlockSpec& block, int cut, bool compares)
     : context_(context),
       block_(block),
@@ -50,7 +60,8 @@ CutCapture::CutCapture(const BlockContext& context, const BlockSpec& block, int 
 void CutCapture::add(TensorView x, const BatchRange& range) {
   PhaseTimer timer(context_.phases, Phase::kHessian);
   hessian_.add(x, range.samples, range.lane);
-  if (!hessian_.finite()) check_finite(context_.backend, block_, cut_, x, range);
+  if (!hessian_.finite()) note_finite(context_.backend, block_, cut_, x, range, refused_);
+  if (context_.group.size() == 1) context_.group.agree(refused_);  // nobody to wait for
 }
 
 void CutCapture::compare(TensorView x, TensorView x_float, const MicroBatch& batch, const MicroBatch& float_batch,
@@ -63,6 +74,7 @@ void CutCapture::compare(TensorView x, TensorView x_float, const MicroBatch& bat
 
 CutSums CutCapture::merge() {
   PhaseTimer timer(context_.phases, Phase::kTransfer);
+  context_.group.agree(refused_);
   CutSums sums{context_.group.merge(hessian_), {}};
   if (mismatch_) sums.mismatch = context_.group.merge(*mismatch_);
   return sums;

@@ -21,6 +21,9 @@ bool needs_mismatch(const RunOptions& options, const BlockSpec& block, int cut);
 // Error(kInput) naming module, sample, token and channel where a cut's input x [tokens, in] holds a NaN or infinity, which
 // would spread to every later activation: the first module to see one is where to look.
 void check_finite(Backend& backend, const BlockSpec& block, int cut, TensorView x, const BatchRange& range);
+// The same, kept for StageGroup::agree: of all members' samples the first is to be named.
+void note_finite(Backend& backend, const BlockSpec& block, int cut, TensorView x, const BatchRange& range,
+                 std::optional<Error>& refused);
 
 // The sums of one cut on this rank, lane by lane.
 class CutCapture {
@@ -32,13 +35,15 @@ class CutCapture {
   void compare(TensorView x, TensorView x_float, const MicroBatch& batch, const MicroBatch& float_batch,
                const BatchRange& range);
   bool compares_with_float() const { return mismatch_.has_value(); }
-  // The sums of all members of the stage. Collective.
+  // The sums of all members of the stage. Error(kInput), on all of them, for the first sample that was not finite.
+  // Collective.
   CutSums merge();
 
  private:
   const BlockContext& context_;
   const BlockSpec& block_;
   int cut_;
+  std::optional<Error> refused_;  // the first input of this member that is not finite
   HessianAccumulator hessian_;
   std::optional<MismatchAccumulator> mismatch_;
 };

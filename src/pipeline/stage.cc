@@ -180,13 +180,16 @@ void Stage::advance_float(Work& work, int cut, MicroBatch& batch) {
 void Stage::advance(Work& work, int cut, CutCapture* next) {
   Activations& activations = work.activations;
   const bool last = cut + 1 == static_cast<int>(work.spec.cuts.size());
+  std::optional<Error> refused;  // of a cut whose capture did not look
   for (size_t i = 0; i < activations.batches.size(); ++i) {
     activations.await(i);
     MicroBatch& batch = activations.batches[i];
     {
       PhaseTimer timer(context_.phases, Phase::kForward);
       const TensorView x = work.graph->input(cut, work.weights, batch, context_.backend, work.scratch);
-      if (!needs_hessian(work, cut)) check_finite(context_.backend, work.spec, cut, x, activations.ranges[i]);
+      if (!needs_hessian(work, cut))
+        note_finite(context_.backend, work.spec, cut, x, activations.ranges[i], refused);
+      if (context_.group.size() == 1) context_.group.agree(refused);  // nobody to wait for
       work.graph->advance(cut, work.weights, x, batch, context_.backend);
     }
     if (work.compares()) advance_float(work, cut, activations.float_batches[i]);
@@ -195,6 +198,7 @@ void Stage::advance(Work& work, int cut, CutCapture* next) {
   }
   work.scratch.reset();
   work.float_scratch.reset();
+  if (!needs_hessian(work, cut)) context_.group.agree(refused);
 }
 
 }  // namespace bitmill

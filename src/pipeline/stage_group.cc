@@ -75,12 +75,35 @@ void StageGroup::gather_rows(TensorView whole, const std::vector<RowRange>& shar
   wait_all(transfers);
 }
 
-void StageGroup::broadcast(TensorView tensor) const {
+void StageGroup::broadcast(TensorView tensor, int root) const {
   Transfers transfers;
-  if (member() != 0) transfers.push_back(transport_.start_receive(tensor, 0));
-  for (int other = 1; member() == 0 && other < size(); ++other)
-    transfers.push_back(transport_.start_send(tensor, other));
+  if (member() != root) transfers.push_back(transport_.start_receive(tensor, root));
+  for (int other = 0; member() == root && other < size(); ++other)
+    if (other != root) transfers.push_back(transport_.start_send(tensor, other));
   wait_all(transfers);
+}
+
+void StageGroup::agree(const std::optional<Error>& mine) const {
+  if (size() == 1) {
+    if (mine) throw *mine;
+    return;
+  }
+  Tensor all = Tensor::zeros(DType::kI32, {size(), 2});  // exit code and bytes of the message; 0: no error
+  int32_t* const said = all.as<int32_t>();
+  std::string text = mine ? mine->what() : "";
+  if (mine) {
+    said[2 * member()] = static_cast<int32_t>(mine->code());
+    said[2 * member() + 1] = static_cast<int32_t>(text.size());
+  }
+  all_gather(all);
+  for (int m = 0; m < size(); ++m) {
+    if (said[2 * m] == 0) continue;
+    Tensor message(DType::kU8, {said[2 * m + 1]});
+    if (m == member()) std::memcpy(message.data(), text.data(), text.size());
+    broadcast(message, m);
+    throw Error(static_cast<ExitCode>(said[2 * m]),
+                std::string(message.as<char>(), static_cast<size_t>(message.elements())));
+  }
 }
 
 Tensor StageGroup::merge(LaneSum& mine) const {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "algorithms/quantizer.h"
@@ -37,6 +38,8 @@ class StageGroup final : public RowPeers {
   int member() const { return transport_.rank(); }
 
   bool any(bool mine) const override;
+  // Throws the error of the lowest member that brings one, on all of them.
+  void agree(const std::optional<Error>& mine) const;
   // The whole of what the members' accumulators hold; they are then empty.
   Hessian merge(HessianAccumulator& mine) const;
   InputMismatch merge(MismatchAccumulator& mine) const;
@@ -47,8 +50,8 @@ class StageGroup final : public RowPeers {
   Tensor whole(Tensor mine, const std::vector<RowRange>& shares) const;
   // The whole linear from the members' rows. Record fields that no row decides are the same everywhere.
   QuantizeResult join(QuantizeResult mine, const std::vector<RowRange>& shares) const;
-  // Tensor of member 0 on every member; dtype and shape are known to all.
-  void broadcast(TensorView tensor) const;
+  // Tensor of member `root` on every member; dtype and shape are known to all.
+  void broadcast(TensorView tensor, int root = 0) const;
 
  private:
   // Row r of `all` [size, ...] is what member r brings.

@@ -57,6 +57,19 @@ TEST_F(StageGroupTest, AnySaysWhatOneSays) {
   for (int who = 0; who < group_.size(); ++who) EXPECT_TRUE(group_.any(who == group_.member()));
 }
 
+TEST_F(StageGroupTest, AllThrowTheErrorOfTheLowestMember) {
+  group_.agree(std::nullopt);
+  std::optional<Error> mine;
+  if (group_.member() >= group_.size() / 2) mine = Error(ExitCode::kInput, fmt::format("member {}", group_.member()));
+  try {
+    group_.agree(mine);
+    ADD_FAILURE() << "nothing was thrown";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kInput);
+    EXPECT_EQ(std::string(error.what()), fmt::format("member {}", group_.size() / 2));
+  }
+}
+
 TEST_F(StageGroupTest, BroadcastGivesTheFirstMembersTensor) {
   Tensor values = Tensor::zeros(DType::kI32, {1000});
   if (group_.member() == 0)
