@@ -160,16 +160,19 @@ class RankWork {
                              ? job_.source.family().graph(job_.source.spec(), block_, rope)
                              : nullptr;
       if (graph && block_ + 1 == mine_.blocks.end) connect_outlet(activations);
-      quantize_block([&] { stage.run(block_, graph.get(), activations); });
+      const bool final_block = mine_.last && block_ + 1 == mine_.blocks.end;
+      quantize_block([&] { stage.run(block_, graph.get(), activations, !final_block || output_needed()); });
     }
   }
 
+  // Does anything follow the stage's last block?
+  bool output_needed() const { return !mine_.last || head_to_quantize(job_.options, job_.source.spec()).has_value(); }
+
   void run_full(Activations& activations, const Tensor& rope) {
     connect_outlet(activations);
-    const bool output_needed = !mine_.last || head_to_quantize(job_.options, job_.source.spec());
     for (const BlockRange& wave : mine_.waves) {
       FullWave full(context_, wave, rope);
-      full.capture(activations, wave.end == mine_.blocks.end, output_needed);
+      full.capture(activations, wave.end == mine_.blocks.end, output_needed());
       for (block_ = wave.first; block_ < wave.end; ++block_)
         quantize_block([&] { full.solve(block_); });
     }

@@ -14,6 +14,7 @@ struct Stage::Work {
   const BlockChange& change;  // AWQ's, before anything is quantized
   BlockSolver& solver;
   bool propagates = false;  // the activations go on through the quantized linears
+  bool output_needed = false;  // through those of the last cut, too
   BlockWeights weights = BlockWeights(spec);
   BlockWeights dense = BlockWeights(spec);  // of the float stream, where there is one
   Tensor scratch = {}, float_scratch = {};
@@ -77,13 +78,13 @@ bool Stage::needs_hessian(const Work& work, int cut) const {
   return work.graph != nullptr && bitmill::needs_hessian(context_.options, work.spec, cut);
 }
 
-PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& activations) {
+PackedBlock Stage::run(int64_t index, const BlockGraph* graph, Activations& activations, bool output_needed) {
   const BlockSpec& spec = context_.source.spec().blocks[index];
   BlockChange change;
   if (graph != nullptr && uses_awq(context_.options, spec))
     change = find_block_change(context_, spec, *graph, activations);
   BlockSolver solver(context_, spec, change);
-  Work work{spec, graph, activations, change, solver, graph != nullptr};
+  Work work{spec, graph, activations, change, solver, graph != nullptr, output_needed};
   {
     PhaseTimer timer(context_.phases, Phase::kRead);
     work.weights = context_.source.read_block_floats(spec, context_.backend);
@@ -114,10 +115,11 @@ void Stage::run_cuts(Work& work) {
   else if (needs_hessian(work, 0)) sums[0] = collect(work, 0);
   for (int cut = 0; cut < cuts; ++cut) {
     if (whole) read_ahead(context_, spec, cut + 1);
-    work.solver.solve(cut, needs_hessian(work, cut) ? &sums[cut] : nullptr, work.propagates ? &work.weights : nullptr);
+    const bool goes_on = work.propagates && (cut + 1 < cuts || work.output_needed);
+    work.solver.solve(cut, needs_hessian(work, cut) ? &sums[cut] : nullptr, goes_on ? &work.weights : nullptr);
     sums[cut] = CutSums();
     if (!whole) read_ahead(context_, spec, cut + 1);
-    if (!work.propagates) continue;
+    if (!goes_on) continue;
     if (!whole && cut + 1 < cuts && needs_hessian(work, cut + 1)) {
       CutCapture next(context_, spec, cut + 1, work.compares());
       advance(work, cut, &next);

@@ -30,9 +30,9 @@ class Stage {
  public:
   explicit Stage(const BlockContext& context) : context_(context) {}
 
-  // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output. Collective
-  // among the members.
-  PackedBlock run(int64_t index, const BlockGraph* graph, Activations& activations);
+  // Quantizes block `index`; activations (may be empty: nothing needs calibration) become the block's output, or, where
+  // nothing needs it, are left inside the block, before its last cut's linears. Collective among the members.
+  PackedBlock run(int64_t index, const BlockGraph* graph, Activations& activations, bool output_needed = true);
   // Quantizes the head behind the last block: its Hessian is that of the final norm's output.
   // `activations` (may be empty, as above) stay as they are; the tensors are the head's alone.
   PackedBlock run_head(Activations& activations);
