@@ -50,6 +50,7 @@ std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linear
     change_.apply(linears[i], weights.back(), mine.first, true, context_.backend);
     LinearProblem problem{spec.module, weights.back()};
     problem.first_row = mine.first;
+    problem.may_zero_columns = true;
     problem.settings = context_.settings(spec);
     problem.scale_dtype = context_.format.scale_dtype(context_.source.spec().dtype);
     problems.push_back(std::move(problem));
