@@ -78,7 +78,7 @@ void fill_knowledge(const Tensor& factor, const Tensor& variance, const Tensor& 
 }
 
 template <typename T>
-void zero_columns(Tensor& weight, const std::vector<double>& diagonal) {
+void zero_columns(TensorView weight, const std::vector<double>& diagonal) {
   const int64_t cols = weight.cols();
   for (int64_t r = 0; r < weight.rows(); ++r) {
     for (int64_t c = 0; c < cols; ++c) {
@@ -220,8 +220,6 @@ class Solver {
     return s.group_size != -1 && s.act_order != ActOrder::kStatic && !problem.static_groups;
   }
 
-  // A row grid comes from the weight as given, group grids from the weight without its dead
-  // columns.
   Work prepare(const LinearProblem& problem, const Tensor& factor, const Tensor& order,
                const ColumnKnowledge& columns) const {
     Work work;
@@ -242,24 +240,34 @@ class Solver {
       work.corrected = !peers_.any(backend_.first_non_finite(work.live) >= 0);
       if (!work.corrected) work.live.reset();
     }
-    const TensorView given = work.live.empty() ? w : work.live.view();
-    if (dead_ > 0) {
-      if (work.live.empty()) work.live = clone(w);
-      if (w.dtype == DType::kF64) {
-        zero_columns<double>(work.live, diagonal_);
-      } else {
-        zero_columns<float>(work.live, diagonal_);
-      }
-    }
-    const TensorView fitted =
-        problem.settings.group_size == -1 || dead_ == 0 ? given : work.live.view();
-    work.grids =
-        refits(problem) ? make_grids(problem)
-                        : fit_problem_grids(problem, fitted, columns.view(problem), backend_);
+    fit_and_zero(problem, columns, work);
     work.codes = backend_.allocate(DType::kU8, w.shape);
     work.row_loss = Tensor(DType::kF64, {w.rows()});
     work.row_error = Tensor(DType::kF64, {w.rows()});
     return work;
+  }
+
+  // The grids, and dead columns to zero. A row grid comes from the weight as given, group grids
+  // from the weight without its dead columns.
+  void fit_and_zero(const LinearProblem& problem, const ColumnKnowledge& columns,
+                    Work& work) const {
+    const TensorView w = problem.weight;
+    const bool refit = refits(problem);
+    const bool fit_first =
+        dead_ == 0 || (problem.settings.group_size == -1 && work.live.empty());
+    const auto fit = [&] {
+      const TensorView given = work.live.empty() ? w : work.live.view();
+      work.grids = fit_problem_grids(problem, given, columns.view(problem), backend_);
+    };
+    if (refit) work.grids = make_grids(problem);
+    else if (fit_first) fit();
+    if (dead_ == 0) return;
+    // Nothing that follows sees what was there: these columns of the Hessian are zero.
+    if (work.live.empty() && !problem.may_zero_columns) work.live = clone(w);
+    const TensorView zeroed = work.live.empty() ? w : work.live.view();
+    if (w.dtype == DType::kF64) zero_columns<double>(zeroed, diagonal_);
+    else zero_columns<float>(zeroed, diagonal_);
+    if (!refit && !fit_first) fit();
   }
 
   static SweepItem sweep_item(const LinearProblem& problem, const Work& work,

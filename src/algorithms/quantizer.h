@@ -26,6 +26,9 @@ struct LinearProblem {
   GridRange range = GridRange::kMirrored;
   // gptaq: what the input lost against the float model; null: nothing is known of it.
   const InputMismatch* mismatch = nullptr;
+  // The caller does not need the weight afterwards: columns that are never active may be zeroed in
+  // it, which saves a copy of it.
+  bool may_zero_columns = false;
 };
 
 // What happened to one linear; goes into layers.csv and report.json as it is.

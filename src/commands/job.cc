@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "commands/session.h"
 #include "core/log.h"
 #include "io/tokens.h"
 #include "pipeline/memory.h"
@@ -14,6 +15,7 @@ PlanMachine machine_of(const RunOptions& options, Communicator& comm) {
   machine.ranks = comm.size();
   machine.ranks_per_node = comm.local_size();
   machine.memory_name = "host memory";
+  machine.threads = resolve_threads(options.run.threads, comm);
   machine.memory_per_rank = options.run.device_memory != "auto"
                                 ? parse_size(options.run.device_memory, "run.device_memory")
                                 : host_memory_per_rank(comm.local_size());

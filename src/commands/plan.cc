@@ -21,6 +21,7 @@ PlanMachine plan_machine(const RunOptions& options, Communicator& comm) {
   PlanMachine machine;
   machine.ranks = options.extra.ranks;
   machine.ranks_per_node = options.extra.ranks_per_node > 0 ? options.extra.ranks_per_node : options.extra.ranks;
+  machine.threads = resolve_threads(options.run.threads, comm);
   machine.device = options.run.backend != "cpu";
   machine.memory_name = machine.device ? "device memory" : "host memory";
   machine.memory_per_rank = options.run.device_memory != "auto"

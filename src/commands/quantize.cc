@@ -107,7 +107,9 @@ void print_start(const RunOptions& options, const Session& session, const Prepar
 // Every tensor this rank will read, scanned before anything is computed (run.verify_input=full).
 void scan_inputs(const Session& session, const RankPlan& mine) {
   const ModelSpec& spec = session.source.spec();
-  const auto scan = [&](const std::string& name) { session.source.read_float(name, *session.backend); };
+  const auto scan = [&](const std::string& name) {
+    session.source.read_pieces(name, true, *session.backend, [](int64_t, Tensor) {});
+  };
   if (mine.embeds) scan(spec.embedding.name);
   for (int64_t b = mine.blocks.first; b < mine.blocks.end; ++b) {
     for (const TensorSpec& norm : spec.blocks[b].norms) scan(norm.name);

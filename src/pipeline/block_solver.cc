@@ -80,6 +80,7 @@ std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linear
     problem.module = spec.module;
     problem.weight = weights.back();
     problem.first_row = mine.first;
+    problem.may_zero_columns = true;
     problem.settings = context_.settings(spec);
     problem.scale_dtype = context_.format.scale_dtype(context_.source.spec().dtype);
     problems.push_back(std::move(problem));

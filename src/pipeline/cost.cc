@@ -1,6 +1,7 @@
 #include "pipeline/cost.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 
@@ -13,17 +14,30 @@ double& slot(CostSeconds& seconds, CostPhase phase) {
   return seconds[static_cast<size_t>(phase)];
 }
 
-// Subtrees of the lane tree that lanes [first, end) consist of.
-int subtrees(int first, int end) {
-  int count = 0;
-  while (first < end) {
-    int size = first == 0 ? 1 << 30 : first & -first;
-    while (first + size > end) size /= 2;
-    first += size;
-    ++count;
+// Sums of the lane tree over lanes [first, end), as LaneTree in algorithms/hessian.h folds them: by
+// the first lane with samples of each subtree that is summed up.
+class LaneCounter {
+ public:
+  explicit LaneCounter(int first) : first_(first) {}
+  // Folds what is complete before `lane` begins.
+  void fold_below(int lane) {
+    while (lanes_.size() >= 2) {
+      const int right = lanes_.back(), left = lanes_[lanes_.size() - 2];
+      const int level = meeting_level(left, right);
+      if (level >= meeting_level(right, lane) || (left >> level) << level < first_) return;
+      lanes_.pop_back();
+    }
   }
-  return count;
-}
+  void push(int lane) { lanes_.push_back(lane); }
+  int count() const { return static_cast<int>(lanes_.size()); }
+
+ private:
+  static int meeting_level(int a, int b) {
+    return std::bit_width(static_cast<unsigned>(a) ^ static_cast<unsigned>(b));
+  }
+  int first_;
+  std::vector<int> lanes_;
+};
 
 // What one cut takes; `split`: the part of its tiles or experts that the busiest member has.
 struct CutSeconds {
@@ -157,13 +171,21 @@ LaneShare lane_share(int64_t samples, int64_t length, int lanes, int64_t microba
   const int end = static_cast<int>(int64_t{member + 1} * lanes / width);
   const int64_t per_batch = std::max<int64_t>(1, microbatch_tokens / std::max<int64_t>(1, length));
   LaneShare share;
+  share.first_sample = lane_start(first);
   share.samples = lane_start(end) - lane_start(first);
-  share.partials = subtrees(first, end);
+  LaneCounter sums(first);
   for (int lane = first; lane < end; ++lane) {
-    share.batches += (lane_start(lane + 1) - lane_start(lane) + per_batch - 1) / per_batch;
-    share.live = std::max(share.live, subtrees(first, lane) + 1);
+    const int64_t in_lane = lane_start(lane + 1) - lane_start(lane);
+    share.batches += (in_lane + per_batch - 1) / per_batch;
+    share.batch_samples = std::max(share.batch_samples, std::min(per_batch, in_lane));
+    if (in_lane == 0) continue;
+    sums.fold_below(lane);
+    sums.push(lane);
+    share.live = std::max(share.live, sums.count());
+    share.lanes.push_back({lane_start(end) - lane_start(lane), sums.count()});
   }
-  share.live = std::max(share.live, share.partials);
+  sums.fold_below(end);
+  share.partials = sums.count();
   return share;
 }
 

@@ -68,9 +68,16 @@ std::string duration_text(double seconds);  // "0.52 s", "84 s", "12 min", "3.4 
 // The samples of one member of a stage: lanes [member * lanes / width, (member + 1) * lanes /
 // width).
 struct LaneShare {
+  // While a lane with samples is summed: samples of it and of those behind it, and sums that exist.
+  struct Lane {
+    int64_t samples_left = 0;
+    int live = 0;
+  };
   int64_t samples = 0, batches = 0;
   int partials = 0;  // sums it holds when its lanes are done: complete subtrees of the lane tree
   int live = 0;      // most sums that exist at a time while it works: those and the open lane
+  int64_t first_sample = 0, batch_samples = 0;  // batch_samples: of the largest micro-batch
+  std::vector<Lane> lanes = {};
 };
 LaneShare lane_share(int64_t samples, int64_t length, int lanes, int64_t microbatch_tokens,
                      int width, int member);

@@ -31,8 +31,23 @@ LaneShare busiest(const PlanInput& input, int width) {
     most.batches = std::max(most.batches, share.batches);
     most.partials = std::max(most.partials, share.partials);
     most.live = std::max(most.live, share.live);
+    most.batch_samples = std::max(most.batch_samples, share.batch_samples);
+    most.lanes.resize(std::max(most.lanes.size(), share.lanes.size()));
+    for (size_t i = 0; i < share.lanes.size(); ++i) {
+      LaneShare::Lane& lane = most.lanes[i];
+      lane.samples_left = std::max(lane.samples_left, share.lanes[i].samples_left);
+      lane.live = std::max(lane.live, share.lanes[i].live);
+    }
   }
   return most;
+}
+
+// Whole micro-batches, the first of which begins among the first awq.tokens tokens of the job.
+int64_t searched_tokens(const PlanInput& input, const LaneShare& share) {
+  const int64_t length = input.job.length, batch = share.batch_samples * length;
+  const int64_t wanted = input.options.awq.tokens - share.first_sample * length;
+  if (wanted <= 0 || batch == 0) return 0;
+  return std::min(share.samples * length, (wanted + batch - 1) / batch * batch);
 }
 
 int all_partials(const PlanInput& input, int width) {
@@ -165,7 +180,8 @@ Layout lay_out(const PlanInput& input, int width) {
   std::vector<BlockSeconds> blocks;
   for (const BlockWork& block : input.blocks)
     blocks.push_back(block_seconds(block, shape, input.rates));
-  Member member{width, share, all_partials(input, width), {}, {}, false, false};
+  Member member{width, share, all_partials(input, width), searched_tokens(input, share), {}, {},
+                false, false};
   const std::vector<BlockRange> ranges = stage_ranges(input, blocks, shape);
   for (size_t s = 0; s < ranges.size(); ++s) {
     member.blocks = ranges[s];
@@ -178,9 +194,11 @@ Layout lay_out(const PlanInput& input, int width) {
 
 Member member_of(const PlanInput& input, const Layout& layout, int stage, int member) {
   const StageLayout& its = layout.stages[static_cast<size_t>(stage)];
+  const LaneShare share = share_of(input, layout.width, member);
   return {layout.width,
-          share_of(input, layout.width, member),
+          share,
           all_partials(input, layout.width),
+          searched_tokens(input, share),
           its.blocks,
           its.waves,
           stage == 0,
@@ -197,6 +215,7 @@ int64_t missing_memory(const PlanInput& input, const Layout& layout) {
     const Member member{layout.width,
                         share,
                         partials,
+                        searched_tokens(input, share),
                         layout.stages[s].blocks,
                         layout.stages[s].waves,
                         s == 0,

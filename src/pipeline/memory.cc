@@ -1,42 +1,25 @@
 #include "pipeline/memory.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "pipeline/cut_memory.h"
 #include "pipeline/stage.h"
 
 namespace bitmill {
 namespace {
 
-int64_t element_bytes(DType dtype) {
-  return dtype_bits(dtype) / 8;
-}
-
 int64_t& slot(MemoryBytes& bytes, MemoryKind kind) {
   return bytes[static_cast<size_t>(kind)];
-}
-
-int64_t rounded(double bytes) {
-  return static_cast<int64_t>(std::ceil(bytes));
 }
 
 // Moments of one member, and the worst of them.
 class MemoryWalk {
  public:
   MemoryWalk(const PlanInput& input, const Member& member)
-      : input_(input),
-        member_(member),
-        compute_(element_bytes(input.job.compute)),
-        length_(input.job.length),
-        hidden_(input.spec.hidden),
-        tokens_(member.share.samples * input.job.length),
-        all_tokens_(input.job.samples * input.job.length),
-        all_live_(lane_share(input.job.samples, length_, static_cast<int>(input.lanes),
-                             input.microbatch_tokens, 1, 0)
-                      .live) {}
+      : input_(input), member_(member), model_(input, member) {}
 
   void copies();
-  void quantized_block(const BlockWork& block, const std::string& name);
+  void quantized_block(const BlockWork& block, const std::string& name, bool propagates);
   // Blocks [first, end) at once; `kept`: the stage has several waves, activations wait between
   // them.
   void wave(const BlockRange& range, bool kept);
@@ -47,46 +30,35 @@ class MemoryWalk {
   }
 
  private:
-  // Bytes of one cut: all its weights in a type, what this member solves of them, ...
-  struct CutBytes {
-    int64_t elements = 0;            // weights of the cut (of one expert)
-    int64_t own = 0;                 // of them, rows of the tiles that the member solves
-    int64_t hessian = 0;             // one packed triangle, F32
-    int64_t mismatch = 0;            // gptaq's sums
-    int64_t factor = 0;              // F32 [n, n]
-    int64_t live = 0, partials = 0;  // triangles while summing, and when the lanes are done
+  // What is there besides a cut and its own work.
+  struct Around {
+    std::string name;      // of the block
+    int64_t weights = 0;   // float weights of other cuts
+    int64_t hessians = 0;  // sums of other cuts
+    int64_t activations = 0;
+    int64_t packed = 0;       // of the block, before the cut
+    bool propagates = false;  // the cut's weights are kept for its own run
   };
-  CutBytes cut_bytes(const CutWork& cut) const;
-  // Bytes of a wave: float weights, sums while they are made, when the lanes are done, and folded.
+  // Bytes of a wave: float weights, a sum of each dense cut, those of experts while they are made,
+  // and all when the lanes are done and folded.
   struct WaveBytes {
-    int64_t weights = 0, live = 0, partials = 0, folded = 0, scratch = 0;
+    int64_t weights = 0, dense = 0, experts = 0, partials = 0, folded = 0, scratch = 0;
   };
   WaveBytes wave_bytes(const BlockRange& range) const;
-  void solve_in_wave(const BlockWork& block, const std::string& name, const WaveBytes& bytes,
-                     int64_t boundary);
-  int64_t own_experts(const CutWork& cut) const {
-    return (cut.count + member_.width - 1) / member_.width;
-  }
-  int64_t batch_tokens() const {
-    const int64_t per_batch = std::max<int64_t>(1, input_.microbatch_tokens / length_) * length_;
-    return std::min(per_batch, input_.job.samples * length_);
-  }
-  int64_t carry(const BlockWork& block, size_t cut) const;
-  int64_t activations(const BlockWork& block, size_t cut, int64_t tokens) const;
-  int64_t scratch(const CutWork& cut) const;
+  void solve_wave(const BlockRange& range, WaveBytes bytes, int64_t boundary);
   int64_t prepared(const BlockWork& block) const;
+  int64_t all_sums(const BlockWork& block, int64_t CutMemory::*copies) const;
   void scaling(const BlockWork& block, const std::string& name);
   void collect(const BlockWork& block, const std::string& name);
-  void run_cut(const BlockWork& block, size_t cut, bool whole, int64_t kept, int64_t packed,
-               int64_t floats, const std::string& name);
-  void merge(const CutWork& cut, MemoryBytes moment, const std::string& name);
-  MemoryBytes solve(const CutWork& cut, int64_t packed, int64_t hessians) const;
+  void first_sums(const BlockWork& block, const Around& around);
+  void run_cut(const BlockWork& block, size_t cut, bool whole, const Around& around);
+  void merge(const CutWork& cut, const Around& around);
+  void solve(const CutWork& cut, const Around& around);
   void consider(const MemoryBytes& moment, const std::string& name);
 
   const PlanInput& input_;
   const Member& member_;
-  int64_t compute_, length_, hidden_, tokens_, all_tokens_;
-  int64_t all_live_;  // live sums of a member with all lanes: an expert's owner
+  CutMemoryModel model_;
   Peak peak_;
 };
 
@@ -101,72 +73,39 @@ void MemoryWalk::consider(const MemoryBytes& moment, const std::string& name) {
   peak_.at = name;
 }
 
-MemoryWalk::CutBytes MemoryWalk::cut_bytes(const CutWork& cut) const {
-  CutBytes b;
-  b.elements = cut.in * cut.rows;
-  const double tiles = static_cast<double>(std::max<int64_t>(1, cut.tiles));
-  const double split = cut.expert ? 1 : std::ceil(tiles / member_.width) / tiles;
-  b.own = rounded(static_cast<double>(b.elements) * split);
-  if (!input_.job.calibrated) return b;
-  b.hessian = hessian_elements(cut.in) * 4;
-  b.factor = cut.in * cut.in * 4;
-  if (cut.mismatch && input_.float_stream) b.mismatch = cut.in * (cut.in + cut.residual) * 4;
-  b.live = cut.expert ? all_live_ : member_.share.live;
-  b.partials = cut.expert ? 1 : member_.share.partials;
-  return b;
-}
-
-// Columns that a cut consumes and that are no function of the residual stream.
-int64_t MemoryWalk::carry(const BlockWork& block, size_t i) const {
-  const auto carried = [&](size_t at) {
-    return at < block.cuts.size() && !block.cuts[at].expert && !block.cuts[at].adds_to_hidden &&
-           block.cuts[at].in != hidden_;
-  };
-  if (!carried(i))
-    return block.cuts[i].adds_to_hidden && !block.cuts[i].expert ? block.cuts[i].in : 0;
-  size_t first = i;
-  while (first > 0 && carried(first - 1)) --first;
-  int64_t columns = 0;
-  for (; carried(first); ++first) columns += block.cuts[first].in;
-  return columns;
-}
-
-// Activation bytes of `tokens` tokens while a cut is solved: residual stream plus stored carry (see
-// MicroBatch), twice with a float stream. After the first addition the stream is F32.
-int64_t MemoryWalk::activations(const BlockWork& block, size_t cut, int64_t tokens) const {
-  const bool added = std::any_of(block.cuts.begin(), block.cuts.begin() + static_cast<int64_t>(cut),
-                                 [](const CutWork& before) { return before.adds_to_hidden; });
-  const int64_t bytes = tokens * (hidden_ * (added ? 4 : compute_) + carry(block, cut) * compute_);
-  return bytes * (input_.float_stream ? 2 : 1);
-}
-
-// Largest temporaries of one micro-batch while a cut's linears run; an expert takes its tokens of
-// all samples at once.
-int64_t MemoryWalk::scratch(const CutWork& cut) const {
-  const int64_t tokens =
-      cut.expert ? rounded(static_cast<double>(all_tokens_) * cut.token_share) : batch_tokens();
-  return tokens * (cut.in * compute_ + cut.rows * 4 + hidden_ * 4);
-}
-
 // Float weights of a whole block in the compute type; of experts those the member owns.
 int64_t MemoryWalk::prepared(const BlockWork& block) const {
   int64_t bytes = 0;
   for (const CutWork& cut : block.cuts)
-    bytes += cut.in * cut.rows * compute_ * (cut.expert ? own_experts(cut) : 1);
+    bytes += model_.of(cut).prepared * (cut.expert ? model_.own_experts(cut) : 1);
   return bytes;
 }
 
-// The search for AWQ's scales, one cut at a time, at the block's start: float weights with a scaled
-// copy of one linear, one Hessian, and a copy of the subset's stream and carries.
-void MemoryWalk::scaling(const BlockWork& block, const std::string& name) {
-  const int64_t subset = std::min(tokens_, input_.options.awq.tokens + input_.microbatch_tokens);
+// Sums of all cuts of a block, each in as many copies; nullptr: folded.
+int64_t MemoryWalk::all_sums(const BlockWork& block, int64_t CutMemory::*copies) const {
+  int64_t bytes = 0;
   for (const CutWork& cut : block.cuts) {
-    const CutBytes b = cut_bytes(cut);
+    const CutMemory m = model_.of(cut);
+    bytes += m.hessian * (copies != nullptr ? m.*copies : 1) *
+             (cut.expert ? model_.own_experts(cut) : 1);
+  }
+  return bytes;
+}
+
+// The search for AWQ's scales, one cut at a time, at the block's start: float weights, also
+// prepared for the forward pass, one Hessian, and a copy of the subset's stream and carries.
+void MemoryWalk::scaling(const BlockWork& block, const std::string& name) {
+  int64_t limits = 0;  // of clipped weights, one F64 a group
+  for (size_t i = 0; i < block.cuts.size(); ++i) {
+    const CutWork& cut = block.cuts[i];
+    const CutMemory m = model_.of(cut);
+    if (!cut.hessian) limits += m.grids;
     MemoryBytes moment{};
-    slot(moment, MemoryKind::kWeights) = b.elements * (4 + compute_);
-    slot(moment, MemoryKind::kHessians) = b.hessian * b.live;
-    slot(moment, MemoryKind::kScratch) = scratch(cut) + subset * (hidden_ + cut.in) * 4;
-    slot(moment, MemoryKind::kActivations) = activations(block, 0, tokens_);
+    slot(moment, MemoryKind::kWeights) = m.elements * 4 + m.prepared + m.preparing + limits;
+    slot(moment, MemoryKind::kHessians) = hessian_elements(cut.in) * 4 * member_.share.live;
+    slot(moment, MemoryKind::kScratch) = std::max(model_.running(block, i), model_.summing(cut)) +
+                                         model_.activations(block, i, member_.searched);
+    slot(moment, MemoryKind::kActivations) = model_.activations(block, 0, model_.tokens());
     consider(moment, fmt::format("{}, scale {}", name, cut.name));
   }
 }
@@ -176,82 +115,124 @@ void MemoryWalk::scaling(const BlockWork& block, const std::string& name) {
 void MemoryWalk::collect(const BlockWork& block, const std::string& name) {
   MemoryBytes moment{};
   slot(moment, MemoryKind::kWeights) = prepared(block);
-  int64_t temporaries = 0, copy = 0;
-  for (size_t i = 0; i < block.cuts.size(); ++i) {
-    const CutBytes b = cut_bytes(block.cuts[i]);
-    slot(moment, MemoryKind::kHessians) +=
-        b.hessian * b.live * (block.cuts[i].expert ? own_experts(block.cuts[i]) : 1);
-    temporaries = std::max(temporaries, scratch(block.cuts[i]));
-    copy = std::max(copy, activations(block, i, batch_tokens()));
-  }
-  slot(moment, MemoryKind::kScratch) = temporaries + copy;
-  slot(moment, MemoryKind::kActivations) = activations(block, 0, tokens_);
+  slot(moment, MemoryKind::kHessians) = all_sums(block, &CutMemory::live);
+  int64_t scratch = 0;
+  for (size_t i = 0; i < block.cuts.size(); ++i)
+    scratch = std::max(scratch, std::max(model_.running(block, i), model_.summing(block.cuts[i])) +
+                                    model_.activations(block, i, model_.batch_tokens()));
+  slot(moment, MemoryKind::kScratch) = scratch;
+  slot(moment, MemoryKind::kActivations) = model_.activations(block, 0, model_.tokens());
   consider(moment, name + ", collect");
 }
 
-// The members' sums of a cut become one: own partials beside the parts that come in and the whole.
-void MemoryWalk::merge(const CutWork& cut, MemoryBytes moment, const std::string& name) {
-  if (member_.width == 1 || cut.expert || !input_.job.calibrated) return;
-  const CutBytes b = cut_bytes(cut);
-  const int64_t others = member_.stage_partials - member_.share.partials;
-  slot(moment, MemoryKind::kExchange) = b.hessian + b.hessian * others / member_.width;
-  consider(moment, name + ", merge " + cut.name);
+// The members' sums of a cut become one: own parts beside the slice of everybody's, then the folded
+// slice beside the whole. gptaq's sums follow the Hessian.
+void MemoryWalk::merge(const CutWork& cut, const Around& around) {
+  const CutMemory m = model_.of(cut);
+  if (member_.width == 1 || cut.expert || m.hessian == 0) return;
+  const auto add = [&](int64_t sums, int64_t exchange) {
+    MemoryBytes moment{};
+    slot(moment, MemoryKind::kWeights) = around.weights;
+    slot(moment, MemoryKind::kHessians) = around.hessians + sums;
+    slot(moment, MemoryKind::kActivations) = around.activations;
+    slot(moment, MemoryKind::kPacked) = around.packed;
+    slot(moment, MemoryKind::kExchange) = exchange;
+    consider(moment, around.name + ", merge " + cut.name);
+  };
+  const auto slices = [&](int64_t bytes) { return bytes * member_.stage_partials / member_.width; };
+  add(m.sums() * m.partials, slices(m.hessian));
+  add(m.hessian + m.mismatch * m.partials, m.hessian / member_.width);
+  add(m.hessian + m.mismatch * m.partials, slices(m.mismatch));
 }
 
-// A cut being solved: its own rows and their working copy in F32, codes and weights of all rows.
-MemoryBytes MemoryWalk::solve(const CutWork& cut, int64_t packed, int64_t hessians) const {
-  const CutBytes b = cut_bytes(cut);
-  MemoryBytes moment{};
-  slot(moment, MemoryKind::kPacked) = packed;
-  slot(moment, MemoryKind::kWeights) = b.own * 4 + b.elements;
-  slot(moment, MemoryKind::kHessians) = hessians;
-  // The factor and the sweep's working copy; a corrected weight is one more.
-  slot(moment, MemoryKind::kFactor) = b.factor + b.own * 4 * (b.mismatch > 0 ? 2 : 1);
-  return moment;
+// A cut being solved, its results being gathered, and then packed and kept.
+void MemoryWalk::solve(const CutWork& cut, const Around& around) {
+  const CutMemory m = model_.of(cut);
+  const auto add = [&](int64_t weights, int64_t factor, int64_t packed) {
+    MemoryBytes moment{};
+    slot(moment, MemoryKind::kWeights) = around.weights + weights;
+    slot(moment, MemoryKind::kFactor) = factor;
+    slot(moment, MemoryKind::kHessians) = around.hessians + m.sums();
+    slot(moment, MemoryKind::kActivations) = around.activations;
+    slot(moment, MemoryKind::kPacked) = packed;
+    consider(moment, fmt::format("{}, solve {}", around.name, cut.name));
+  };
+  const int64_t waiting = std::min(around.packed, FixedBuffers::kWriteQueue);
+  const int64_t kept = around.propagates ? m.prepared : 0;
+  if (m.hessian > 0) {
+    add(model_.solving(cut), model_.factoring(cut), waiting);
+    if (member_.width > 1 && !cut.expert)
+      add(m.own * 4 + m.elements + m.grids + m.largest, 0, waiting);
+  }
+  if (const int64_t rounding = model_.rounding(cut); rounding > 0)
+    add(std::max<int64_t>(0, kept - m.preparing) + rounding, 0, waiting);
+  const int64_t packed = around.packed + cut.packed_bytes * cut.count;
+  add(kept + (around.propagates ? m.preparing : 0) + model_.packing(cut), 0,
+      std::min(packed, FixedBuffers::kWriteQueue + cut.packed_bytes));
 }
 
-void MemoryWalk::quantized_block(const BlockWork& block, const std::string& name) {
-  // The head, a block of one cut, has nothing to run ahead of.
+// `propagates`: the cuts' linears run with their quantized weights. Not the head's.
+void MemoryWalk::quantized_block(const BlockWork& block, const std::string& name, bool propagates) {
   const bool calibrated = input_.job.calibrated;
-  const bool whole = calibrated && input_.whole_block && block.cuts.size() > 1;
-  const bool scaled = std::any_of(block.cuts.begin(), block.cuts.end(),
-                                  [](const CutWork& cut) { return cut.scaled; });
-  const int64_t floats = input_.float_stream ? prepared(block) : 0;
-  int64_t packed = 0, kept = 0;  // kept: Hessians that wait for their cut
-  if (calibrated && scaled) scaling(block, name);
-  if (whole) collect(block, name);
-  for (const CutWork& cut : block.cuts)
-    if (whole) kept += cut_bytes(cut).hessian * (cut.expert ? own_experts(cut) : 1);
+  propagates &= calibrated;
+  const bool whole = propagates && input_.whole_block;
+  Around around{name, 0, 0, 0, 0, propagates};
+  around.weights = propagates && input_.float_stream ? prepared(block) : 0;
+  if (calibrated && std::any_of(block.cuts.begin(), block.cuts.end(),
+                                [](const CutWork& cut) { return cut.scaled; }))
+    scaling(block, name);
+  if (whole)
+    collect(block, name);
+  else if (calibrated)
+    first_sums(block, around);
+  int64_t waiting = whole ? all_sums(block, nullptr) : 0;
   for (size_t i = 0; i < block.cuts.size(); ++i) {
     const CutWork& cut = block.cuts[i];
-    const CutBytes b = cut_bytes(cut);
-    packed += cut.packed_bytes * cut.count;
-    MemoryBytes moment = solve(cut, packed, whole ? kept : b.hessian + b.mismatch);
-    slot(moment, MemoryKind::kWeights) += b.elements * compute_ + floats;
-    if (calibrated) slot(moment, MemoryKind::kActivations) = activations(block, i, tokens_);
-    consider(moment, fmt::format("{}, solve {}", name, cut.name));
-    if (!calibrated) continue;
-    run_cut(block, i, whole, kept, packed, floats, name);
+    const CutMemory m = model_.of(cut);
+    if (whole) waiting -= m.hessian * (cut.expert ? model_.own_experts(cut) : 1);
+    around.hessians = waiting;
+    if (calibrated) around.activations = model_.activations(block, i, model_.tokens());
+    solve(cut, around);
+    around.packed += cut.packed_bytes * cut.count;
+    if (propagates) run_cut(block, i, whole, around);
   }
 }
 
+// The sums of a block's first cut, whose input needs none of its linears.
+void MemoryWalk::first_sums(const BlockWork& block, const Around& around) {
+  const CutWork& cut = block.cuts.front();
+  const CutMemory m = model_.of(cut);
+  MemoryBytes moment{};
+  slot(moment, MemoryKind::kWeights) = around.weights;
+  slot(moment, MemoryKind::kHessians) = m.sums() * m.live;
+  slot(moment, MemoryKind::kActivations) = model_.activations(block, 0, model_.tokens());
+  slot(moment, MemoryKind::kScratch) = model_.summing(cut);
+  consider(moment, fmt::format("{}, collect {}", around.name, cut.name));
+  Around merging = around;
+  merging.activations = slot(moment, MemoryKind::kActivations);
+  merge(cut, merging);
+}
+
 // A cut's linears run with their quantized weights while the next cut's Hessian is summed.
-void MemoryWalk::run_cut(const BlockWork& block, size_t i, bool whole, int64_t kept, int64_t packed,
-                         int64_t floats, const std::string& name) {
+void MemoryWalk::run_cut(const BlockWork& block, size_t i, bool whole, const Around& around) {
   const CutWork& cut = block.cuts[i];
   const bool last = i + 1 == block.cuts.size();
-  const CutBytes next = last ? CutBytes{} : cut_bytes(block.cuts[i + 1]);
+  const CutMemory next = last || whole ? CutMemory{} : model_.of(block.cuts[i + 1]);
+  const int64_t tokens = model_.tokens();
+  Around running = around;
+  running.packed = std::min(around.packed, FixedBuffers::kWriteQueue);
+  running.weights += model_.of(cut).prepared;
+  running.activations = std::max(model_.activations(block, i, tokens),
+                                 last ? 0 : model_.activations(block, i + 1, tokens));
   MemoryBytes moment{};
-  slot(moment, MemoryKind::kPacked) = packed;
-  slot(moment, MemoryKind::kWeights) = cut_bytes(cut).elements * compute_ + floats;
-  slot(moment, MemoryKind::kActivations) = activations(block, last ? i : i + 1, tokens_);
-  slot(moment, MemoryKind::kHessians) = whole ? kept : (next.hessian + next.mismatch) * next.live;
-  slot(moment, MemoryKind::kScratch) = scratch(cut);
-  consider(moment, fmt::format("{}, run {}", name, cut.name));
-  if (last || whole) return;
-  slot(moment, MemoryKind::kScratch) = 0;
-  slot(moment, MemoryKind::kHessians) = (next.hessian + next.mismatch) * next.partials;
-  merge(block.cuts[i + 1], moment, name);
+  slot(moment, MemoryKind::kPacked) = running.packed;
+  slot(moment, MemoryKind::kWeights) = running.weights;
+  slot(moment, MemoryKind::kActivations) = running.activations;
+  slot(moment, MemoryKind::kHessians) = running.hessians + next.sums() * next.live;
+  slot(moment, MemoryKind::kScratch) =
+      std::max(model_.running(block, i), next.live > 0 ? model_.summing(block.cuts[i + 1]) : 0);
+  consider(moment, fmt::format("{}, run {}", running.name, cut.name));
+  if (!last && !whole) merge(block.cuts[i + 1], running);
 }
 
 // Everything that is alive while a wave's Hessians are summed, and what of it stays for the solve.
@@ -260,81 +241,84 @@ MemoryWalk::WaveBytes MemoryWalk::wave_bytes(const BlockRange& range) const {
   for (int64_t b = range.first; b < range.end; ++b) {
     const BlockWork& block = input_.blocks[static_cast<size_t>(b)];
     wave.weights += prepared(block);
-    for (size_t i = 0; i < block.cuts.size(); ++i) {
-      const CutBytes bytes = cut_bytes(block.cuts[i]);
-      const int64_t sums = bytes.hessian * (block.cuts[i].expert ? own_experts(block.cuts[i]) : 1);
-      wave.live += sums * bytes.live;
-      wave.partials += sums * bytes.partials;
-      wave.folded += sums;
-      wave.scratch = std::max(wave.scratch,
-                              scratch(block.cuts[i]) + 2 * activations(block, i, batch_tokens()));
+    for (const CutWork& cut : block.cuts) {
+      const CutMemory m = model_.of(cut);
+      if (cut.expert)
+        wave.experts += m.hessian * m.live * model_.own_experts(cut);
+      else
+        wave.dense += m.hessian;
     }
+    wave.partials += all_sums(block, &CutMemory::partials);
+    wave.folded += all_sums(block, nullptr);
+    for (size_t i = 0; i < block.cuts.size(); ++i)
+      wave.scratch =
+          std::max(wave.scratch, std::max(model_.running(block, i), model_.summing(block.cuts[i])) +
+                                     model_.activations(block, i, model_.batch_tokens()));
   }
   return wave;
 }
 
+// The first stage embeds all its samples. Where no later wave and no head needs their outputs,
+// micro-batches leave while the number of sums grows.
 void MemoryWalk::wave(const BlockRange& range, bool kept) {
   const WaveBytes bytes = wave_bytes(range);
-  const int64_t boundary = tokens_ * hidden_ * compute_;
-  MemoryBytes capture{};
-  slot(capture, MemoryKind::kWeights) = bytes.weights;
-  slot(capture, MemoryKind::kHessians) = bytes.live;
-  slot(capture, MemoryKind::kScratch) = bytes.scratch;
-  // The first stage embeds all its samples; elsewhere micro-batches pass through.
-  if (kept || member_.embeds) slot(capture, MemoryKind::kActivations) = boundary;
+  const int64_t sample = input_.job.length * input_.spec.hidden * model_.compute();
+  const int64_t in_flight = FixedBuffers::kInFlight * member_.share.batch_samples * sample;
+  const bool stay = kept || (member_.last && input_.head);
   const std::string name = range.count() == 1
                                ? fmt::format("block {}", range.first)
                                : fmt::format("blocks {}-{}", range.first, range.end - 1);
-  consider(capture, name + ", collect");
-  for (int64_t b = range.first; b < range.end; ++b)
-    solve_in_wave(input_.blocks[static_cast<size_t>(b)], fmt::format("block {}", b), bytes,
-                  kept ? boundary : 0);
+  for (const LaneShare::Lane& lane : member_.share.lanes) {
+    const int64_t left = lane.samples_left * sample;
+    MemoryBytes capture{};
+    slot(capture, MemoryKind::kWeights) = bytes.weights;
+    slot(capture, MemoryKind::kHessians) = bytes.dense * lane.live + bytes.experts;
+    slot(capture, MemoryKind::kScratch) = bytes.scratch;
+    slot(capture, MemoryKind::kActivations) =
+        stay ? member_.share.samples * sample
+             : (member_.embeds ? left : std::min(left, in_flight)) + (member_.last ? 0 : in_flight);
+    consider(capture, name + ", collect");
+  }
+  solve_wave(range, bytes, stay ? member_.share.samples * sample : 0);
 }
 
-// One block of a wave: the float weights and sums of all its blocks are still there.
-void MemoryWalk::solve_in_wave(const BlockWork& block, const std::string& name,
-                               const WaveBytes& bytes, int64_t boundary) {
-  if (std::any_of(block.cuts.begin(), block.cuts.end(), [](const CutWork& c) { return c.scaled; }))
-    scaling(block, name);
-  int64_t packed = 0;
-  for (const CutWork& cut : block.cuts) {
-    MemoryBytes merging{};
-    slot(merging, MemoryKind::kWeights) = bytes.weights;
-    slot(merging, MemoryKind::kHessians) = bytes.partials;
-    slot(merging, MemoryKind::kActivations) = boundary;
-    slot(merging, MemoryKind::kPacked) = packed;
-    merge(cut, merging, name);
-    packed += cut.packed_bytes * cut.count;
-    MemoryBytes moment = solve(cut, packed, bytes.folded);
-    slot(moment, MemoryKind::kWeights) += bytes.weights;
-    slot(moment, MemoryKind::kActivations) = boundary;
-    consider(moment, fmt::format("{}, solve {}", name, cut.name));
+// The float weights are gone, the sums of blocks that are not solved yet are still there.
+void MemoryWalk::solve_wave(const BlockRange& range, WaveBytes bytes, int64_t boundary) {
+  const BlockWork& front = input_.blocks[static_cast<size_t>(range.first)];
+  for (const CutWork& cut : front.cuts) {
+    const CutMemory m = model_.of(cut);
+    merge(cut, {fmt::format("block {}", range.first), bytes.weights - prepared(front),
+                bytes.partials - m.hessian * m.partials, boundary, 0, false});
+  }
+  for (int64_t b = range.first; b < range.end; ++b) {
+    const BlockWork& block = input_.blocks[static_cast<size_t>(b)];
+    Around around{fmt::format("block {}", b), 0, bytes.folded, boundary, 0, false};
+    if (std::any_of(block.cuts.begin(), block.cuts.end(),
+                    [](const CutWork& c) { return c.scaled; }))
+      scaling(block, around.name);
+    for (const CutWork& cut : block.cuts) {
+      around.hessians -= model_.of(cut).hessian * (cut.expert ? model_.own_experts(cut) : 1);
+      solve(cut, around);
+      around.packed += cut.packed_bytes * cut.count;
+    }
+    bytes.folded = around.hessians;
   }
 }
 
-// What a rank needs besides its blocks: tensors that are only copied.
+// Tensors that are only copied pass through in pieces; then the first stage embeds its samples.
 void MemoryWalk::copies() {
-  if (member_.embeds) {
+  const auto copy = [&](int64_t bytes, const std::string& name) {
     MemoryBytes moment{};
-    slot(moment, MemoryKind::kEmbedding) = input_.embedding_bytes;
-    if (input_.job.calibrated)
-      slot(moment, MemoryKind::kActivations) =
-          tokens_ * hidden_ * compute_ * (input_.float_stream ? 2 : 1);
-    consider(moment, "embedding");
-  }
+    slot(moment, MemoryKind::kEmbedding) =
+        std::min(bytes, FixedBuffers::kWriteQueue + FixedBuffers::kReadPiece);
+    consider(moment, name);
+  };
+  if (member_.embeds) copy(input_.embedding_bytes, "embedding");
   if (!member_.last) return;
-  MemoryBytes head{};
-  slot(head, MemoryKind::kEmbedding) = input_.head_bytes;
-  consider(head, "head");
-  std::vector<PackedSpec> other = input_.job.other;  // copied shard by shard, each held whole
-  std::sort(other.begin(), other.end(),
-            [](const auto& a, const auto& b) { return a.name < b.name; });
-  for (const auto& [first, end] : cut_shards(other, input_.options.output.shard_size)) {
-    MemoryBytes moment{};
-    for (size_t i = first; i < end; ++i)
-      slot(moment, MemoryKind::kPacked) += packed_bytes(other[i]);
-    consider(moment, "other tensors");
-  }
+  copy(input_.head_bytes, "head");
+  int64_t other = 0;
+  for (const PackedSpec& tensor : input_.job.other) other += packed_bytes(tensor);
+  copy(other, "other tensors");
 }
 
 }  // namespace
@@ -348,7 +332,8 @@ void set_mode(PlanInput& input, bool full) {
 
 bool same_memory(const Member& a, const Member& b) {
   return a.width == b.width && a.share.samples == b.share.samples && a.share.live == b.share.live &&
-         a.share.partials == b.share.partials && a.blocks.first == b.blocks.first &&
+         a.share.batch_samples == b.share.batch_samples && a.share.partials == b.share.partials &&
+         a.searched == b.searched && a.blocks.first == b.blocks.first &&
          a.blocks.end == b.blocks.end && a.embeds == b.embeds && a.last == b.last;
 }
 
@@ -359,9 +344,9 @@ Peak peak_memory(const PlanInput& input, const Member& member) {
     for (const BlockRange& wave : member.waves) walk.wave(wave, member.waves.size() > 1);
   } else {
     for (int64_t b = member.blocks.first; b < member.blocks.end; ++b)
-      walk.quantized_block(input.blocks[static_cast<size_t>(b)], fmt::format("block {}", b));
+      walk.quantized_block(input.blocks[static_cast<size_t>(b)], fmt::format("block {}", b), true);
   }
-  if (member.last && input.head) walk.quantized_block(*input.head, "head");
+  if (member.last && input.head) walk.quantized_block(*input.head, "head", false);
   return walk.take();
 }
 

@@ -34,12 +34,17 @@ struct Member {
   int width = 1;
   LaneShare share;
   int stage_partials = 1;  // sums of all members together
+  int64_t searched = 0;    // tokens of its samples that AWQ's search looks at
   BlockRange blocks;
   std::vector<BlockRange> waves;  // full mode only
   bool embeds = false, last = false;
 };
 
 bool same_memory(const Member& a, const Member& b);
+
+// What a rank takes before it has any tensor: program, libraries, MPI, stacks. The report's
+// start_resident_bytes is what it was; no plan's peak includes it.
+constexpr int64_t kStartBytes = 50'000'000;
 
 struct Peak {
   MemoryBytes limited{}, host{};  // worst moments, each by its own sum

@@ -74,6 +74,18 @@ class EventChannel {
   std::map<int, RankSummary> summaries_;
 };
 
+// A line of /proc/self/status, which counts in kilobytes; 0 where there is none.
+int64_t status_bytes(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;)
+    if (word == key) {
+      int64_t kilobytes = 0;
+      status >> kilobytes;
+      return kilobytes * 1024;
+    }
+  return 0;
+}
+
 }  // namespace
 
 QuantizeOutcome run_quantize(QuantizeJob& job, Communicator& comm, Transport& transport, Backend& backend,
@@ -82,7 +94,7 @@ QuantizeOutcome run_quantize(QuantizeJob& job, Communicator& comm, Transport& tr
   Communicator stage_comm = comm.split(mine.stage);
   const std::unique_ptr<Transport> stage = make_transport(job.options.run.transport, stage_comm);
   EventChannel events(comm, observer);
-  RankSummary summary{comm.rank(), host_name(), mine.blocks.first, mine.blocks.end, {}, 0, 0};
+  RankSummary summary{comm.rank(), host_name(), mine.blocks.first, mine.blocks.end, {}, 0, 0, resident_bytes()};
   if (mine.blocks.count() > 0)
     run_rank(job, mine, transport, *stage, backend,
              {[&](const LinearEvent& event) { events.tell(event); }, [&](const BlockEvent& event) { events.tell(event); }},
@@ -104,16 +116,9 @@ void refuse_failures(const QuantizeOutcome& outcome) {
     fail(ExitCode::kNumeric, "quantize.on_failed=fail: {} module{} failed: {}", failures, failures == 1 ? "" : "s", names);
 }
 
-int64_t peak_resident_bytes() {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;)
-    if (word == "VmHWM:") {
-      int64_t kilobytes = 0;
-      status >> kilobytes;
-      return kilobytes * 1024;
-    }
-  return 0;
-}
+int64_t peak_resident_bytes() { return status_bytes("VmHWM:"); }
+
+int64_t resident_bytes() { return status_bytes("VmRSS:"); }
 
 std::string host_name() {
   char name[256] = {};

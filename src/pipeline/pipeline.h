@@ -21,8 +21,9 @@ QuantizeOutcome run_quantize(QuantizeJob& job, Communicator& comm, Transport& tr
 // Error(kNumeric) naming every module that met quantize.on_failed=fail.
 void refuse_failures(const QuantizeOutcome& outcome);
 
-// Peak resident memory of this process (VmHWM), bytes.
+// Resident memory of this process, bytes: its peak (VmHWM), and what it is now (VmRSS).
 int64_t peak_resident_bytes();
+int64_t resident_bytes();
 std::string host_name();
 
 }  // namespace bitmill

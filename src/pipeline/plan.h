@@ -24,6 +24,7 @@ struct PlanMachine {
   int64_t memory_per_rank = 0;  // bytes a rank may use; 0: unlimited
   std::string memory_name;      // "host memory" or "device memory", for messages
   bool device = false;          // ranks compute on GPUs; memory_per_rank is a GPU's
+  int threads = 1;              // of a rank: each sweeps a tile of its own
 };
 
 // The shape of a job.

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "core/log.h"
-#include "pipeline/plan.h"
+#include "pipeline/memory.h"
 
 namespace bitmill {
 namespace {
@@ -111,6 +111,8 @@ std::string plan_text(const Plan& plan, const ModelSpec& spec) {
       human_bytes(plan.output_bytes), plan.files.size(), plan.files.size() == 1 ? "" : "s", plan.bits_per_weight,
       plan.machine.ranks, plan.active_ranks(), layout_line(plan), time_line(plan));
   text += rank_table(plan);
+  text += fmt::format("  beside these peaks each rank takes about {} of host memory for itself\n",
+                      human_bytes(kStartBytes));
   for (const std::string& note : plan.notes) text += "  note: " + note + "\n";
   for (const std::string& hint : plan.hints) text += "  hint: " + hint + "\n";
   text += "files:\n" + file_table(plan);
@@ -175,7 +177,7 @@ Json plan_json(const Plan& plan) {
           {"rates", rates_json(plan.rates)},
           {"source_bytes", plan.source_bytes}, {"output_bytes", plan.output_bytes},
           {"bits_per_weight", plan.bits_per_weight}, {"samples", plan.job.samples}, {"length", plan.job.length},
-          {"micro_batches", plan.micro_batches}, {"active_ranks", plan.active_ranks()},
+          {"micro_batches", plan.micro_batches}, {"start_bytes", kStartBytes}, {"active_ranks", plan.active_ranks()},
           {"idle_ranks", plan.machine.ranks - plan.active_ranks()}, {"load_warnings", warnings},
           {"compute", plan.job.compute == DType::kBF16 ? "bfloat16" : "float32"}};
 }

@@ -12,7 +12,7 @@ std::string_view phase_name(Phase phase) {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(QuantizeRecord, module, method, note, failed, bits, group_size, out, in, samples, tokens,
                                    damp, retries, smallest_pivot, dead_columns, loss, error, relative_error, seconds,
                                    awq_ratio, awq_weighted, awq_gain)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RankSummary, rank, host, first_block, end_block, phases, peak_tensor_bytes,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(RankSummary, rank, host, first_block, end_block, phases, peak_tensor_bytes, start_resident_bytes,
                                    peak_resident_bytes)
 
 Json record_json(const QuantizeRecord& record) { return record; }

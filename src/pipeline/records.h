@@ -55,6 +55,7 @@ struct RankSummary {
   PhaseSeconds phases{};
   int64_t peak_tensor_bytes = 0;    // of the tracked allocator
   int64_t peak_resident_bytes = 0;  // of the process (VmHWM)
+  int64_t start_resident_bytes = 0; // of the process when the first block began (VmRSS)
 };
 
 // Receives a run's events, all on rank 0 in order of arrival (and its own on every rank). The only way from pipeline to report.

@@ -21,6 +21,7 @@ void add_linear(const RunOptions& options, const ModelSpec& spec, const LinearSp
                 CutWork& cut) {
   const int64_t weights = linear.out * linear.in;
   cut.rows += linear.out;
+  cut.widest = std::max(cut.widest, linear.out);
   cut.tiles += (linear.out + kRowTile - 1) / kRowTile;
   // A tied head is stored as the embedding.
   const bool head = linear.module == spec.head_linear().module;
@@ -38,6 +39,8 @@ void add_linear(const RunOptions& options, const ModelSpec& spec, const LinearSp
   cut.mismatch |= quantizer.compares_with_float();
   cut.scaled |= quantizer.scales_weights();
   cut.quantized += weights;
+  if (quantizer.needs_hessian()) cut.solved += weights;
+  cut.groups += linear.out * group_count(linear.in, settings.group_size);
   cut.grid_weights += static_cast<double>(weights) * grids_tried(settings, quantizer);
   for (const PackedSpec& packed : format.packed_specs(linear, settings, spec.dtype)) {
     cut.packed_bytes += packed_bytes(packed);
@@ -86,6 +89,9 @@ BlockWork block_work(const RunOptions& options, const ModelSpec& spec, const Blo
     cut.residual = spec_cut.adds_to_hidden ? spec.hidden : 0;
     for (int linear : spec_cut.linears)
       add_linear(options, spec, block.linears[linear], format, dtypes, cut);
+    cut.products = cut.rows;
+    // Gate and up are multiplied in tiles (Backend::gated_linear): their outputs are never whole.
+    if (cut.name == "gate_up") cut.products = 0;
     const auto same = std::find_if(work.cuts.begin(), work.cuts.end(),
                                    [&](const CutWork& other) { return alike(cut, other); });
     if (same != work.cuts.end())

@@ -20,6 +20,8 @@ struct CutWork {
   double token_share = 1;  // part of the tokens that reaches one
   int64_t in = 0;          // columns n
   int64_t rows = 0;        // of all its linears together
+  int64_t widest = 0;      // rows of the largest linear
+  int64_t products = 0;    // F32 columns that the linears' outputs take at a time
   int64_t tiles = 0;       // tiles of 256 rows, what members of a stage share
   bool hessian = false;    // some linear needs the Hessian of the input
   bool mismatch = false;   // some linear compares the input with the float model's
@@ -30,6 +32,8 @@ struct CutWork {
   int64_t source_bytes = 0;     // as the checkpoint stores them, biases too
   int64_t packed_bytes = 0;     // as the output stores them
   int64_t quantized = 0;        // weights that get codes
+  int64_t solved = 0;           // of them, those of linears that need the Hessian
+  int64_t groups = 0;           // grids of all rows
   int64_t quantized_bytes = 0;  // of packed_bytes, without biases
 };
 

@@ -117,7 +117,9 @@ Json report_json(const QuantizeOutcome& outcome, const Plan& plan, const RunFact
     ranks.push_back({{"rank", rank.rank}, {"host", rank.host}, {"first_block", rank.first_block},
                      {"end_block", rank.end_block}, {"phases", seconds}, {"peak_tensor_bytes", rank.peak_tensor_bytes},
                      {"peak_resident_bytes", rank.peak_resident_bytes},
-                     {"planned_peak_bytes", total(plan.ranks[rank.rank].peak)}});
+                     {"start_resident_bytes", rank.start_resident_bytes},
+                     {"planned_peak_bytes", total(plan.ranks[rank.rank].peak)},
+                     {"planned_peak_at", plan.ranks[rank.rank].peak_at}});
   }
   const auto list = working(outcome.ranks);
   for (int phase = 0; phase < kPhases; ++phase) {

@@ -5,6 +5,9 @@
   tools.py sparse FOLDER --hidden H --intermediate I --blocks B --vocab V
                                         a bf16 llama of any size that takes no space: nearly all of it is holes
   tools.py peak MEGABYTES COMMAND ...   runs COMMAND; fails if it does, or if its resident memory went above the bound
+  tools.py memory REPORT RELATIVE [--resident]
+                                        prints what each rank was planned to need and what it needed: tensors, or with
+                                        --resident all its memory beyond start-up; fails where the two differ by more
   tools.py damage KIND SOURCE TARGET    copies a checkpoint and breaks it in one way (tools.py damage list)
   tools.py keys FILE KEY ...            fails unless the JSON file holds every KEY (a.b looks inside)
   tools.py get FILE KEY                 prints one value of a JSON file
@@ -101,6 +104,20 @@ def peak(megabytes, command):
     used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     print(f"peak resident {used:.0f} MB, bound {megabytes} MB")
     sys.exit(result.returncode or (0 if used <= megabytes else "the bound was passed"))
+
+
+def memory(report, relative, resident):
+    far = 0
+    for rank in json.loads(report.read_text())["ranks"]:
+        if rank["first_block"] == rank["end_block"]:
+            continue
+        plan, start = rank["planned_peak_bytes"], rank["start_resident_bytes"]
+        measured = rank["peak_resident_bytes"] - start if resident else rank["peak_tensor_bytes"]
+        beside = f" beside {start / 1e6:.1f} MB at the start" if resident else ""
+        print(f"  rank {rank['rank']}: plan {plan / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB{beside}, "
+              f"ratio {measured / plan:.3f}, planned at {rank['planned_peak_at']}")
+        far += not abs(measured / plan - 1) <= relative
+    sys.exit(f"{far} ranks differ from the plan by more than {relative}" if far else 0)
 
 
 class Damage:
@@ -244,6 +261,8 @@ def main():
         sparse(pathlib.Path(words[0]), *(option(words, f"--{name}", 1) for name in ("hidden", "intermediate", "blocks", "vocab")))
     elif command == "peak":
         peak(int(words[0]), words[1:])
+    elif command == "memory":
+        memory(pathlib.Path(words[0]), float(words[1]), "--resident" in words)
     elif command == "damage" and words == ["list"]:
         print("\n".join(KINDS))
     elif command == "damage":

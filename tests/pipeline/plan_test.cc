@@ -211,47 +211,107 @@ TEST_F(PlanTest, ActivationsAreCountedByHand) {
   EXPECT_EQ(p.ranks[0].peak[static_cast<size_t>(MemoryKind::kActivations)], tokens * (128 * 4 + 256 * 2));
 }
 
-// One forward of the whole block with all Hessians open: 128 tokens, so one micro-batch.
+// One forward of the whole block with all Hessians open. 4 samples lie in lanes 7, 15, 23 and 31, so a micro-batch is one
+// sample of 32 tokens.
 TEST_F(PlanTest, CollectingAWholeBlockByHand) {
   options_.quantize.true_sequential = false;
   const Plan p = plan(1);
   EXPECT_EQ(p.ranks[0].peak_at, "block 0, collect");
   EXPECT_EQ(part(p, MemoryKind::kWeights), 2 * (896 * 128 + 128 * 256));  // all linears in bf16
-  // qkv, o and gate_up have one tile of 128 x 128, down the three of a lower triangle; of 32 lanes up to 6 sums
-  // exist: lane 31 is open beside the subtrees of 16, 8, 4, 2 and 1 lanes before it.
-  EXPECT_EQ(part(p, MemoryKind::kHessians), 6 * 4 * (3 + 3) * 128 * 128);
+  // qkv, o and gate_up have one tile of 128 x 128, down the three of a lower triangle; at lane 31 three sums exist: the
+  // subtree of lanes 7 and 15, lane 23, and lane 31.
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 3 * 4 * (3 + 3) * 128 * 128);
   EXPECT_EQ(part(p, MemoryKind::kActivations), 128 * 128 * 2);
-  // gate_up: input in bf16, 512 outputs and the residual in F32; and the copy of the batch, largest before down: the F32
-  // residual and the bf16 carry of 256 channels.
-  EXPECT_EQ(part(p, MemoryKind::kScratch), 128 * (128 * 2 + 512 * 4 + 128 * 4) + 128 * (128 * 4 + 256 * 2));
+  // Before down: the normed stream and the packed inputs of x x^T, twice 256 channels in bf16; and the copy of the batch,
+  // the F32 residual and the bf16 carry of 256 channels.
+  EXPECT_EQ(part(p, MemoryKind::kScratch), 32 * ((128 + 2 * 256) * 2 + 128 * 4 + 256 * 2));
   EXPECT_EQ(part(p, MemoryKind::kFactor), 0);
 }
 
-// Many tokens: activations outweigh the sums, and the Hessians of all four cuts wait for their turn.
+// Many tokens: activations outweigh the sums. While down is solved its Hessian is the last one left.
 TEST_F(PlanTest, HessiansOfAWholeBlockStayUntilTheyAreSolved) {
   options_.quantize.true_sequential = false;
   job_.samples = 1000;
   const Plan p = plan(1);
-  EXPECT_THAT(p.ranks[0].peak_at, ::testing::StartsWith("block 0, run gate_up"));
-  EXPECT_EQ(part(p, MemoryKind::kHessians), 4 * (3 + 3) * 128 * 128);
+  EXPECT_EQ(p.ranks[0].peak_at, "block 0, solve down");
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 4 * 3 * 128 * 128);
+  // F32 and codes of [128, 256], a scale and a zero point in F32 for each of 2 groups a row.
+  EXPECT_EQ(part(p, MemoryKind::kWeights), 128 * 256 * (4 + 1) + 128 * 2 * 8);
+  // The factor; and the one tile of 128 rows: weights and codes of 256 columns, sums of a block, two groups' grids.
+  const int64_t tile = 128 * (256 * 5 + 128 * 4 + 2 * 8);
+  EXPECT_EQ(part(p, MemoryKind::kFactor), 256 * 256 * 4 + tile);
 }
 
-TEST_F(PlanTest, UnknownTensorsAreHeldOneShardAtATime) {
+// Each thread sweeps a tile of its own, as long as there are tiles: a head of 512 rows has two.
+TEST_F(PlanTest, ThreadsSweepTilesOfTheirOwn) {
+  options_.quantize.lm_head = true;
+  spec_.vocab = 65536;
+  spec_.embedding.shape = spec_.head.shape = {65536, 128};
+  const int64_t tile = 256 * (128 * 5 + 128 * 4 + 8);
+  for (const int threads : {1, 2, 16}) {
+    machine_.threads = threads;
+    EXPECT_EQ(part(plan(1), MemoryKind::kFactor), 128 * 128 * 4 + threads * tile);
+  }
+}
+
+// In full mode one rank's micro-batches leave it while the number of its sums grows: of 25 samples in each of 32
+// lanes 425 are left at lane 15, where five sums exist; at lane 31 there are six.
+TEST_F(PlanTest, MicroBatchesLeaveWhileSumsGrow) {
+  options_.propagation.mode = "full";
+  job_.samples = 800;
+  job_.length = 8;
+  const Plan p = plan(1);
+  EXPECT_EQ(p.ranks[0].peak_at, "blocks 0-1, collect");
+  EXPECT_EQ(part(p, MemoryKind::kHessians), 2 * 5 * 4 * (3 + 3) * 128 * 128);
+  EXPECT_EQ(part(p, MemoryKind::kActivations), 425 * 8 * 128 * 2);
+}
+
+// Only the samples of the first awq.tokens tokens are looked at, and rank 1 has none of them.
+TEST_F(PlanTest, OneMemberSearchesForScales) {
+  options_.quantize.algorithm = "awq+gptq";
+  options_.run.stage_width = "2";
+  job_.samples = 1024;
+  options_.awq.tokens = 512 * 32;
+  const Plan p = plan(2);
+  EXPECT_EQ(p.ranks[0].peak_at, "block 0, scale down");
+  EXPECT_EQ(p.ranks[1].peak_at, "block 0, run gate_up");
+}
+
+// What is only copied passes through in pieces of 16 MiB and a queue of 64 MiB.
+TEST_F(PlanTest, CopiesNeedNoMoreThanTheQueue) {
+  constexpr int64_t kMost = 80 << 20;
   job_.other = {{"b", DType::kF32, {1000, 1000}}, {"a", DType::kF32, {500, 1000}}, {"c", DType::kBF16, {1000, 1000}}};
   EXPECT_EQ(plan(1).ranks[0].peak_at, "other tensors");
-  EXPECT_EQ(part(plan(1), MemoryKind::kPacked), 8'000'000);  // 2 + 4 + 2 MB in one shard
-  options_.output.shard_size = 6'000'000;                    // a and b, then c
-  EXPECT_EQ(part(plan(1), MemoryKind::kPacked), 6'000'000);
+  EXPECT_EQ(part(plan(1), MemoryKind::kEmbedding), 8'000'000);
   const Plan two = plan(2);  // the last rank copies them
   EXPECT_NE(two.ranks[0].peak_at, "other tensors");
   EXPECT_EQ(two.ranks[1].peak_at, "other tensors");
+  job_.other[0].shape = {100'000, 10'000};
+  EXPECT_EQ(part(plan(1), MemoryKind::kEmbedding), kMost);
+  job_.other.clear();
+  spec_.embedding.shape = {1'000'000, 128};
+  EXPECT_EQ(plan(1).ranks[0].peak_at, "embedding");
+  EXPECT_EQ(part(plan(1), MemoryKind::kEmbedding), kMost);
 }
 
-TEST_F(PlanTest, AnUntiedHeadIsHeldWhileItIsCopied) {
+TEST_F(PlanTest, AnUntiedHeadIsCopiedByTheLastRank) {
   spec_.head.shape = {512 * 100, 128};
   const Plan p = plan(2);
   EXPECT_EQ(p.ranks[1].peak_at, "head");
   EXPECT_EQ(p.ranks[1].peak[static_cast<size_t>(MemoryKind::kEmbedding)], 512 * 100 * 128 * 2);
+}
+
+// Plain rounding takes a linear in pieces of rows: of one with 2^32 weights codes and grids are whole, and what is packed
+// of them, half a byte of codes a weight and 2.5 bytes a group. The F32 weight, 16 GiB, never is.
+TEST_F(PlanTest, RoundingNeedsNoWholeWeight) {
+  options_.quantize.algorithm = "rtn";
+  job_.calibrated = false;
+  for (BlockSpec& block : spec_.blocks) block.linears.back().out = 1 << 24;  // down [2^24, 256]
+  const int64_t weights = int64_t{256} << 24, groups = int64_t{2} << 24;
+  const Plan p = plan(1);
+  EXPECT_EQ(p.ranks[0].peak_at, "block 0, solve down");
+  EXPECT_EQ(part(p, MemoryKind::kWeights), weights + groups * 8);
+  EXPECT_EQ(part(p, MemoryKind::kPacked), 62656 + weights / 2 + groups * 5 / 2 + 256 * 4);
 }
 
 TEST_F(PlanTest, SettingsThatCannotBeStoredAreRefused) {
@@ -290,6 +350,8 @@ TEST_F(PlanTest, TextAndJsonHoldTheNumbers) {
   const Plan p = plan(2);
   EXPECT_EQ(plan_json(p).at("output_bytes"), p.output_bytes);
   EXPECT_EQ(plan_json(p).at("ranks").size(), 2u);
+  EXPECT_EQ(plan_json(p).at("start_bytes"), 50'000'000);
+  EXPECT_THAT(plan_text(p, spec_), HasSubstr("each rank takes about 50.0 MB of host memory for itself"));
   EXPECT_THAT(plan_text(p, spec_), HasSubstr("model.safetensors"));
 }
 
@@ -318,8 +380,8 @@ TEST_F(PlanTest, AWideHeadDecidesTheMemoryOfTheLastRank) {
   spec_.embedding.shape = spec_.head.shape = {65536, 128};
   const Plan p = plan(2);
   EXPECT_EQ(p.ranks[1].peak_at, "head, solve head");
-  // F32, codes and bf16 of the weight, and the sweep's second F32 copy beside the factor.
-  EXPECT_GT(total(p.ranks[1].peak), 65536 * 128 * (4 + 1 + 2 + 4));
+  // F32 and codes of the weight, and a scale and a zero point of each row. Nothing runs it.
+  EXPECT_EQ(p.ranks[1].peak[static_cast<size_t>(MemoryKind::kWeights)], 65536 * (128 * (4 + 1) + 8));
   EXPECT_NE(p.ranks[0].peak_at, "head, solve head");
 }
 

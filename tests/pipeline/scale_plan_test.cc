@@ -133,14 +133,17 @@ TEST(Llama3_70B, FullModeOn1024RanksIsAStagePerBlock) {
 }
 
 // 32 ranks have one lane each. The triangle of 28672 columns, 4 * 414,711,808 = 1,658,847,232 bytes,
-// lies there as own sum and as the result; 1/32 of the other 31 comes in.
-TEST(Llama3_70B, SumsAreExchangedInAStage) {
+// lies there once, as the result of the exchange; the factor, 4 * 28672^2 = 3,288,334,336 bytes, is
+// whole on every rank, and so is the one tile of 256 rows that it sweeps: 5 bytes a weight, 512 a
+// row of sums, 8 a group.
+TEST(Llama3_70B, TheFactorDecidesTheMemoryOfAWideStage) {
   Model model("Llama-3-70B");
   model.options.run.stage_width = "32";
   const Plan plan = model.plan(64, "quantized");
-  EXPECT_EQ(plan.ranks[0].peak_at, "block 0, merge down");
+  EXPECT_EQ(plan.ranks[0].peak_at, "block 0, solve down");
   EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kHessians), 1'658'847'232);
-  EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kExchange), int64_t{1'658'847'232} + 1'607'008'256);
+  EXPECT_EQ(bytes(plan.ranks[0], MemoryKind::kFactor),
+            int64_t{3'288'334'336} + 256 * (28672 * 5 + 512 + 224 * 8));
 }
 
 // The mode's point: ranks in stages add nothing to quantized propagation, and divide full.
