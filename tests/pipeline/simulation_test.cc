@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace bitmill {
 namespace {
 using testing::SimulatedResult;
@@ -23,10 +25,12 @@ const Simulation& model() {
 }
 
 void print(const std::string& links, const SimulatedRun& shape, const SimulatedResult& result) {
+  // No minus before a zero.
+  const double percent = std::round(1000 * result.difference()) / 10 + 0.0;
   fmt::print("| {} | {}{} | {} x {} | {} | {:.1f} s | {:.1f} s | {:+.1f}% | {:.2f} |\n", links,
              shape.mode, shape.true_sequential ? "" : ", true_sequential=false", shape.stages,
              shape.width, result.batches, result.estimated_seconds, result.simulated_seconds,
-             100 * result.difference(), result.busy);
+             percent, result.busy);
 }
 
 SimulatedResult run(const std::string& links, const SimulatedRun& shape) {
