@@ -19,7 +19,8 @@ def table():
     if done.returncode:
         sys.exit(f"{TEST}: exit code {done.returncode}:\n{done.stdout}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    return "\n".join(HEAD + list(dict.fromkeys(lines))) + "\n"
+    lines = sorted(dict.fromkeys(lines), key=lambda line: not line.startswith("| free | "))  # stable: the plain ones first
+    return "\n".join(HEAD + lines) + "\n"
 
 
 def main():
