@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 for mode in quantized full; do
   must 2 quantize "${demo[@]}" --output.path="$work/$mode" --propagation.mode="$mode" --run.stage_width=1 --run.threads=1 \
     --calibration.samples=64 --quantize.bits=3 --quantize.group_size=32 --quantize.symmetric=false \
-    --output.format=compressed-tensors || continue
+    --output.format=gptq_v2 || continue
   log="$work/$mode.log"
   cp "$work/must.log" "$log"
   grep -qE '^phase +plan s +avg s +ratio +min s +max s' "$log" || complain "$mode: no table of plan against measured"
@@ -51,7 +51,8 @@ for mode in ("quantized", "full"):
         seconds = sum(said["ranks"][rank]["phases"].values())
         assert abs(seconds - said["run_seconds"]) < 1e-3, f"phases of rank {rank} sum to {seconds}, not the run's time"
     planned = sum(p["planned"] or 0 for p in said["phases"].values())
-    assert abs(planned - said["planned_seconds"]) < 1e-6 * planned, "the planned phases are all of the plan's time"
+    # Transfers may lie behind other work, so the phases may be a little more.
+    assert 0.999 <= planned / said["planned_seconds"] <= 1.05, "the planned phases are the plan's time"
 
 full = {what: together(report("full"), what) for what in ("capture", "solve")}
 turns = {what: together(report("quantized"), what) for what in ("capture", "solve")}
