@@ -6,7 +6,8 @@ namespace bitmill {
 
 std::string_view phase_name(Phase phase) {
   static constexpr std::array<std::string_view, kPhases> kNames{
-      "read", "forward", "hessian", "exchange", "solve", "search", "pack", "write", "transfer", "wait", "other"};
+      "read", "forward", "hessian",  "exchange", "solve", "search",
+      "pack", "write",   "transfer", "wait",     "other"};
   return kNames[static_cast<size_t>(phase)];
 }
 
@@ -18,8 +19,9 @@ std::string_view activity_name(Activity activity) {
 
 Activity activity_of(Phase phase) {
   static constexpr std::array<Activity, kPhases> kActivity{
-      Activity::kRead,   Activity::kCapture, Activity::kCapture, Activity::kExchange, Activity::kSolve, Activity::kSearch,
-      Activity::kWrite,  Activity::kWrite,   Activity::kTransfer, Activity::kWait,    Activity::kOther};
+      Activity::kRead,     Activity::kCapture, Activity::kCapture, Activity::kExchange,
+      Activity::kSolve,    Activity::kSearch,  Activity::kWrite,   Activity::kWrite,
+      Activity::kTransfer, Activity::kWait,    Activity::kOther};
   return kActivity[static_cast<size_t>(phase)];
 }
 
@@ -49,12 +51,15 @@ void SpanRecorder::put(const Span& span) {
 void SpanRecorder::close_group() {
   if (!open_) return;
   open_ = false;
-  group_.what = static_cast<Activity>(std::max_element(inside_.begin(), inside_.end()) - inside_.begin());
+  group_.what =
+      static_cast<Activity>(std::max_element(inside_.begin(), inside_.end()) - inside_.begin());
   Span* before = spans_.empty() || spans_.back().block != group_.block ? nullptr : &spans_.back();
   // What a longer span cut off before it was long enough to count is a moment of the one before.
   const bool moment = group_.end - group_.start < resolution_;
-  if (before != nullptr && (moment || before->what == group_.what)) before->end = group_.end;
-  else spans_.push_back(group_);
+  if (before != nullptr && (moment || before->what == group_.what))
+    before->end = group_.end;
+  else
+    spans_.push_back(group_);
 }
 
 void SpanRecorder::coarsen() {

@@ -2,10 +2,12 @@
 //
 //   RankClock clock(most_spans);
 //   clock.at_block(3);
-//   { PhaseTimer timer(clock, Phase::kSolve); ... }   // a timer inside another one takes over: no second counts twice
-//   clock.stop();                                     // seconds(), spans(), elapsed() are final
+//   { PhaseTimer timer(clock, Phase::kSolve); ... }   // a timer inside another one takes over: no
+//   second counts twice clock.stop();                                     // seconds(), spans(),
+//   elapsed() are final
 //
-// One thread uses a clock. What no timer covers is Phase::kOther, so the phases of a rank add up to its time.
+// One thread uses a clock. What no timer covers is Phase::kOther, so the phases of a rank add up to
+// its time.
 #pragma once
 
 #include <array>
@@ -38,21 +40,32 @@ std::string_view phase_name(Phase phase);
 using PhaseSeconds = std::array<double, kPhases>;
 
 // What a timeline tells apart: phases that alternate with every micro-batch or tensor are one.
-enum class Activity { kRead, kCapture, kSolve, kSearch, kExchange, kTransfer, kWrite, kWait, kOther };
+enum class Activity {
+  kRead,
+  kCapture,
+  kSolve,
+  kSearch,
+  kExchange,
+  kTransfer,
+  kWrite,
+  kWait,
+  kOther
+};
 constexpr int kActivities = 9;
 std::string_view activity_name(Activity activity);
 Activity activity_of(Phase phase);  // kForward and kHessian: kCapture; kPack: kWrite
 
-// A rank did `what` from `start` to `end`, seconds since the run began. `block`: the one at work, or the first of a wave
-// of propagation.mode=full; -1: before the first.
+// A rank did `what` from `start` to `end`, seconds since the run began. `block`: the one at work,
+// or the first of a wave of propagation.mode=full; -1: before the first.
 struct Span {
   Activity what = Activity::kOther;
   int64_t block = -1;
   double start = 0, end = 0;
 };
 
-// Keeps a sequence of spans short. Spans below a resolution become groups, each named for what took most of it; the
-// resolution doubles whenever more than `most` spans are left, until it is the whole time.
+// Keeps a sequence of spans short. Spans below a resolution become groups, each named for what took
+// most of it; the resolution doubles whenever more than `most` spans are left, until it is the
+// whole time.
 class SpanRecorder {
  public:
   explicit SpanRecorder(size_t most) : most_(most) {}
@@ -97,7 +110,8 @@ class RankClock {
   SpanRecorder recorder_;
 };
 
-// The time between construction and destruction belongs to one phase, but for that of timers inside.
+// The time between construction and destruction belongs to one phase, but for that of timers
+// inside.
 class PhaseTimer {
  public:
   PhaseTimer(RankClock& clock, Phase phase) : clock_(clock), before_(clock.enter(phase)) {}

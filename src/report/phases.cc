@@ -24,7 +24,8 @@ Spread spread(const std::vector<double>& seconds) {
   if (seconds.empty()) return s;
   s.low = *std::min_element(seconds.begin(), seconds.end());
   s.high = *std::max_element(seconds.begin(), seconds.end());
-  s.mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(seconds.size());
+  s.mean =
+      std::accumulate(seconds.begin(), seconds.end(), 0.0) / static_cast<double>(seconds.size());
   return s;
 }
 
@@ -64,17 +65,27 @@ std::string table_line(std::string_view name, const std::optional<double>& plann
 std::optional<double> planned_seconds(const Plan& plan, Phase phase) {
   const auto of = [&](CostPhase p) { return plan.phases[static_cast<size_t>(p)]; };
   switch (phase) {
-    case Phase::kRead: return of(CostPhase::kRead);
-    case Phase::kForward: return of(CostPhase::kForward);
-    case Phase::kHessian: return of(CostPhase::kHessian);
-    case Phase::kExchange: return of(CostPhase::kExchange);
-    case Phase::kSolve: return of(CostPhase::kFactor) + of(CostPhase::kSweep) + of(CostPhase::kGrid);
-    case Phase::kSearch: return of(CostPhase::kSearch);
-    case Phase::kWrite: return of(CostPhase::kWrite);
-    case Phase::kTransfer: return of(CostPhase::kTransfer);
-    case Phase::kWait: return of(CostPhase::kWait);
+    case Phase::kRead:
+      return of(CostPhase::kRead);
+    case Phase::kForward:
+      return of(CostPhase::kForward);
+    case Phase::kHessian:
+      return of(CostPhase::kHessian);
+    case Phase::kExchange:
+      return of(CostPhase::kExchange);
+    case Phase::kSolve:
+      return of(CostPhase::kFactor) + of(CostPhase::kSweep) + of(CostPhase::kGrid);
+    case Phase::kSearch:
+      return of(CostPhase::kSearch);
+    case Phase::kWrite:
+      return of(CostPhase::kWrite);
+    case Phase::kTransfer:
+      return of(CostPhase::kTransfer);
+    case Phase::kWait:
+      return of(CostPhase::kWait);
     case Phase::kPack:
-    case Phase::kOther: return std::nullopt;
+    case Phase::kOther:
+      return std::nullopt;
   }
   return std::nullopt;
 }
@@ -82,8 +93,8 @@ std::optional<double> planned_seconds(const Plan& plan, Phase phase) {
 std::string phase_table(const std::vector<RankSummary>& ranks, const Plan& plan) {
   const auto list = working(ranks);
   const Spread all = spread_of_all(list);
-  std::string text = fmt::format("{:<9}{:>9}{:>9}{:>8}{:>9}{:>9}{:>11}{:>8}\n", "phase", "plan s", "avg s",
-                                 "ratio", "min s", "max s", "imbalance", "share");
+  std::string text = fmt::format("{:<9}{:>9}{:>9}{:>8}{:>9}{:>9}{:>11}{:>8}\n", "phase", "plan s",
+                                 "avg s", "ratio", "min s", "max s", "imbalance", "share");
   for (int phase = 0; phase < kPhases; ++phase) {
     const Spread s = spread(list, phase);
     const auto planned = planned_seconds(plan, static_cast<Phase>(phase));
@@ -91,9 +102,10 @@ std::string phase_table(const std::vector<RankSummary>& ranks, const Plan& plan)
     text += table_line(phase_name(static_cast<Phase>(phase)), planned, s, all.mean);
   }
   text += table_line("total", plan.seconds, all, all.mean);
-  text += plan.rates.assumed
-              ? "the plan's seconds are at assumed rates: bitmill doctor --benchmark measures them\n"
-              : "the plan's seconds are at the rates of [machine]\n";
+  text +=
+      plan.rates.assumed
+          ? "the plan's seconds are at assumed rates: bitmill doctor --benchmark measures them\n"
+          : "the plan's seconds are at the rates of [machine]\n";
   int64_t resident = 0;
   for (const RankSummary* rank : list) resident = std::max(resident, rank->peak_resident_bytes);
   return text + fmt::format("peak resident memory of a rank: {}", human_bytes(resident));
@@ -106,11 +118,12 @@ Json phases_json(const std::vector<RankSummary>& ranks, const Plan& plan) {
   for (int phase = 0; phase < kPhases; ++phase) {
     const Spread s = spread(list, phase);
     const auto planned = planned_seconds(plan, static_cast<Phase>(phase));
-    json[std::string(phase_name(static_cast<Phase>(phase)))] = {{"planned", value(planned)},
-                                                                {"avg", s.mean},
-                                                                {"ratio", value(ratio(s.mean, planned))},
-                                                                {"min", s.low},
-                                                                {"max", s.high}};
+    json[std::string(phase_name(static_cast<Phase>(phase)))] = {
+        {"planned", value(planned)},
+        {"avg", s.mean},
+        {"ratio", value(ratio(s.mean, planned))},
+        {"min", s.low},
+        {"max", s.high}};
   }
   return json;
 }

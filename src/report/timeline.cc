@@ -20,7 +20,8 @@ std::string cells_of(const RankSummary& rank, double seconds) {
     for (int cell = first; cell <= last; ++cell) {
       const double start = std::max(span.start, cell * slice);
       const double end = std::min(span.end, (cell + 1) * slice);
-      inside[static_cast<size_t>(cell)][static_cast<size_t>(span.what)] += std::max(0.0, end - start);
+      inside[static_cast<size_t>(cell)][static_cast<size_t>(span.what)] +=
+          std::max(0.0, end - start);
     }
   }
   std::string cells;
@@ -36,7 +37,8 @@ std::string legend(const std::string& lines) {
   for (int i = 0; i < kActivities; ++i) {
     const char letter = kLetters[static_cast<size_t>(i)];
     if (lines.find(letter) == std::string::npos) continue;
-    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", letter, activity_name(static_cast<Activity>(i)));
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", letter,
+                        activity_name(static_cast<Activity>(i)));
   }
   return text;
 }

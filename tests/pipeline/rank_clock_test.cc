@@ -13,7 +13,9 @@ void work_for(double seconds) {
   }
 }
 
-double of(const RankClock& clock, Phase phase) { return clock.seconds()[static_cast<size_t>(phase)]; }
+double of(const RankClock& clock, Phase phase) {
+  return clock.seconds()[static_cast<size_t>(phase)];
+}
 
 TEST(RankClock, InnerTimersTakeTheirTimeFromTheOuter) {
   RankClock clock;
@@ -72,7 +74,8 @@ TEST(RankClock, SpansCoverAllTheTime) {
 std::string text(const std::vector<Span>& spans) {
   std::string text;
   for (const Span& span : spans)
-    text += fmt::format("{} {} {:g}-{:g}; ", activity_name(span.what), span.block, span.start, span.end);
+    text += fmt::format("{} {} {:g}-{:g}; ", activity_name(span.what), span.block, span.start,
+                        span.end);
   return text;
 }
 
