@@ -100,6 +100,10 @@ ProgressBar::~ProgressBar() {
 }
 
 void ProgressBar::advance(int64_t steps, const std::string& note) {
+  if (done_ == 0) {
+    first_ = steps;
+    first_at_ = std::chrono::steady_clock::now();
+  }
   done_ += steps;
   if (active_) draw(note);
 }
@@ -116,8 +120,11 @@ void ProgressBar::draw(const std::string& note) {
   const double elapsed = std::chrono::duration<double>(now - start_).count();
   const double share = total_ > 0 ? std::clamp(double(done_) / double(total_), 0.0, 1.0) : 1.0;
   const int filled = static_cast<int>(share * kCells);
-  const std::string left =
-      done_ > 0 && done_ < total_ ? ", " + human_seconds(elapsed / share - elapsed) + " left" : "";
+  // At the pace since the first step: before it may lie a pass over all data that does not come again.
+  const double pace = std::chrono::duration<double>(now - first_at_).count() / double(done_ - first_);
+  const std::string left = done_ > first_ && done_ < total_
+                               ? ", " + human_seconds(pace * double(total_ - done_)) + " left"
+                               : "";
   std::string text = fmt::format("[{}{}] {}/{} {}, {}{}  {}", std::string(filled, '#'),
                                  std::string(kCells - filled, '.'), done_, total_, unit_,
                                  human_seconds(elapsed), left, note);

@@ -38,10 +38,10 @@ class ProgressBar {
 
  private:
   void draw(const std::string& note);
-  int64_t total_, done_ = 0;
+  int64_t total_, done_ = 0, first_ = 0;
   std::string unit_;
   bool active_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now(), first_at_;
 };
 
 // Seconds since construction (steady clock).

@@ -161,6 +161,8 @@ class AwqPass {
       backend_.add_magnitudes(x, magnitudes.open(ranges_[i].lane));
     }
     InputStatistics statistics;
+    context_.meet();
+    PhaseTimer timer(phases_, Phase::kExchange);
     statistics.hessian = context_.group.merge(sum);
     statistics.magnitudes = context_.group.merge(magnitudes);
     if (statistics.magnitudes.empty()) statistics.magnitudes = Tensor::zeros(DType::kF64, {in});
@@ -168,7 +170,7 @@ class AwqPass {
   }
 
   void advance(int cut) {
-    PhaseTimer timer(phases_, Phase::kForward);
+    PhaseTimer timer(phases_, Phase::kSearch);
     for (MicroBatch& batch : batches_) {
       const TensorView x = graph_.input(cut, weights_, batch, backend_, scratch_);
       graph_.advance(cut, weights_, x, batch, backend_);
@@ -197,10 +199,10 @@ class AwqPass {
   void decide(int cut, const std::vector<Tensor>& weights) {
     const CutSpec& spec = block_.cuts[cut];
     const InputStatistics statistics = [&] {
-      PhaseTimer timer(phases_, Phase::kHessian);
+      PhaseTimer timer(phases_, Phase::kSearch);
       return collect(cut);
     }();
-    PhaseTimer timer(phases_, Phase::kSolve);
+    PhaseTimer timer(phases_, Phase::kSearch);
     std::vector<LinearProblem> problems;
     for (size_t i = 0; i < weights.size(); ++i)
       if (is_awq(options_, block_.linears[spec.linears[i]])) {
@@ -288,7 +290,7 @@ class AwqPass {
   const BlockSpec& block_;
   const BlockGraph& graph_;
   Backend& backend_;
-  PhaseSeconds& phases_;
+  RankClock& phases_;
   BlockWeights weights_;
   std::vector<MicroBatch> batches_;
   std::vector<BatchRange> ranges_;

@@ -17,7 +17,7 @@ struct BlockContext {
   const OutputFormat& format;
   Backend& backend;
   const StageGroup& group;  // the ranks that share the block
-  PhaseSeconds& phases;
+  RankClock& phases;
   // Called once per finished linear, on every member.
   std::function<void(const QuantizeRecord&)> on_record;
   // Which tensors of the output this rank writes; empty: all.
@@ -27,6 +27,11 @@ struct BlockContext {
 
   bool wants(const std::string& tensor) const { return !writes || writes(tensor); }
   QuantizeSettings settings(const LinearSpec& linear) const { return options.settings_for(linear.module); }
+  // Waits for the other members of the stage, so that their lateness does not count as the exchange that follows.
+  void meet() const {
+    PhaseTimer timer(phases, Phase::kWait);
+    group.any(false);
+  }
   LaneRange lanes() const { return share_lanes(options.run.reduction_lanes, group.member(), group.size()); }
 };
 

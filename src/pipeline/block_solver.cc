@@ -91,6 +91,8 @@ std::vector<QuantizeResult> BlockSolver::quantize(const std::vector<int>& linear
   PhaseTimer timer(context_.phases, Phase::kSolve);
   const Hessian* hessian = sums != nullptr ? &sums->hessian : nullptr;
   std::vector<QuantizeResult> results = quantizer.quantize(problems, hessian, context_.backend, context_.group);
+  context_.meet();
+  PhaseTimer exchange(context_.phases, Phase::kExchange);
   for (size_t i = 0; i < results.size(); ++i) results[i] = context_.group.join(std::move(results[i]), shares[i]);
   return results;
 }
@@ -112,9 +114,11 @@ QuantizeResult BlockSolver::quantize_alone(int linear, const CutSums* sums) {
     change_.apply(linear, weight, first, true, context_.backend);
     return weight;
   };
+  PhaseTimer solving(context_.phases, Phase::kSolve);
   QuantizeResult result = quantize_in_pieces(problem, spec.in, mine, read, sums != nullptr ? &sums->hessian : nullptr,
                                              find_quantizer(problem.settings.algorithm), context_.backend);
-  context_.phases[static_cast<size_t>(Phase::kSolve)] += result.record.seconds;
+  context_.meet();
+  PhaseTimer exchange(context_.phases, Phase::kExchange);
   return context_.group.join(std::move(result), shares);
 }
 

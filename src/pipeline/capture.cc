@@ -73,8 +73,10 @@ void CutCapture::compare(TensorView x, TensorView x_float, const MicroBatch& bat
 }
 
 CutSums CutCapture::merge() {
-  PhaseTimer timer(context_.phases, Phase::kTransfer);
+  context_.meet();
   context_.group.agree(refused_);
+  // Alone, the lanes are only added up.
+  PhaseTimer timer(context_.phases, context_.group.size() > 1 ? Phase::kExchange : Phase::kHessian);
   CutSums sums{context_.group.merge(hessian_), {}};
   if (mismatch_) sums.mismatch = context_.group.merge(*mismatch_);
   return sums;

@@ -108,7 +108,7 @@ Activations run_model(const ModelSource& source, const Tensor& ids, const RunOpt
   const BlockRange mine = ranges[static_cast<size_t>(comm.rank())];
   Activations activations =
       make_activations(plan_batches(ids.rows(), ids.cols(), 1, options.run.microbatch_tokens), ids.cols());
-  PhaseSeconds phases{};
+  RankClock phases;
   std::shared_ptr<BatchSender> sender;
   if (comm.rank() == 0) embed_tokens(source, ids, activations, backend);
   else receive_from(activations, spec.hidden, comm.rank() - 1, transport, backend, phases);

@@ -73,7 +73,7 @@ void expect_float_stream(Activations& activations) {
 }
 
 void receive_from(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend,
-                  PhaseSeconds& phases) {
+                  RankClock& phases) {
   const bool compares = !activations.float_batches.empty();
   const auto receiver = std::make_shared<BatchReceiver>(transport, from, backend, activations.ranges, activations.length,
                                                         hidden, compares ? 2 : 1);
@@ -87,7 +87,7 @@ void receive_from(Activations& activations, int64_t hidden, int from, Transport&
 }
 
 std::shared_ptr<BatchSender> send_to(Activations& activations, int to, Transport& transport, Backend& backend,
-                                     PhaseSeconds& phases) {
+                                     RankClock& phases) {
   auto sender = std::make_shared<BatchSender>(transport, to, backend);
   activations.leave = [&activations, &phases, sender](size_t i) {
     PhaseTimer timer(phases, Phase::kTransfer);

@@ -26,10 +26,10 @@ void embed_tokens(const ModelSource& source, TensorView ids, Activations& activa
 // From now on micro-batches (each followed by the float model's, where there is a float stream) arrive from rank `from`,
 // one by one as they are awaited.
 void receive_from(Activations& activations, int64_t hidden, int from, Transport& transport, Backend& backend,
-                  PhaseSeconds& phases);
+                  RankClock& phases);
 // From now on a micro-batch that leaves goes to rank `to` and is freed. Call `finish` of the result when all have left.
 std::shared_ptr<BatchSender> send_to(Activations& activations, int to, Transport& transport, Backend& backend,
-                                     PhaseSeconds& phases);
+                                     RankClock& phases);
 
 // The final norm as a graph of one cut: `input` is what the head multiplies. Nothing follows the
 // head, so `advance` must not be called.

@@ -8,9 +8,20 @@
 #include <map>
 #include <thread>
 
-
 namespace bitmill {
 namespace {
+
+// Ranks that were done before the last one waited for it.
+void wait_for_last(QuantizeOutcome& outcome) {
+  for (const RankSummary& rank : outcome.ranks) outcome.seconds = std::max(outcome.seconds, rank.seconds);
+  for (RankSummary& rank : outcome.ranks) {
+    if (rank.end_block == rank.first_block || rank.seconds == outcome.seconds) continue;
+    rank.phases[static_cast<size_t>(Phase::kWait)] += outcome.seconds - rank.seconds;
+    const int64_t block = rank.spans.empty() ? -1 : rank.spans.back().block;
+    rank.spans.push_back({Activity::kWait, block, rank.seconds, outcome.seconds});
+    rank.seconds = outcome.seconds;
+  }
+}
 
 // Collects events on rank 0: its own directly, the others' as posts.
 class EventChannel {
@@ -46,6 +57,7 @@ class EventChannel {
                      [](const LinearEvent& a, const LinearEvent& b) { return a.block < b.block; });
     outcome.linears = std::move(linears_);
     for (auto& [rank, summary] : summaries_) outcome.ranks.push_back(std::move(summary));
+    wait_for_last(outcome);
     return outcome;
   }
 
@@ -86,6 +98,9 @@ int64_t status_bytes(const std::string& key) {
   return 0;
 }
 
+// A timeline needs a few spans per block: it grows with the model, not with the calibration data.
+size_t most_spans(const RankPlan& rank) { return 32 + 16 * static_cast<size_t>(rank.blocks.count()); }
+
 }  // namespace
 
 QuantizeOutcome run_quantize(QuantizeJob& job, Communicator& comm, Transport& transport, Backend& backend,
@@ -94,11 +109,22 @@ QuantizeOutcome run_quantize(QuantizeJob& job, Communicator& comm, Transport& tr
   Communicator stage_comm = comm.split(mine.stage);
   const std::unique_ptr<Transport> stage = make_transport(job.options.run.transport, stage_comm);
   EventChannel events(comm, observer);
-  RankSummary summary{comm.rank(), host_name(), mine.blocks.first, mine.blocks.end, {}, 0, 0, resident_bytes()};
+  RankSummary summary;
+  summary.rank = comm.rank();
+  summary.host = host_name();
+  summary.first_block = mine.blocks.first;
+  summary.end_block = mine.blocks.end;
+  summary.start_resident_bytes = resident_bytes();
+  comm.barrier();  // the clocks of all ranks start here, so that their times can be compared
+  RankClock clock(most_spans(mine));
   if (mine.blocks.count() > 0)
     run_rank(job, mine, transport, *stage, backend,
              {[&](const LinearEvent& event) { events.tell(event); }, [&](const BlockEvent& event) { events.tell(event); }},
-             summary.phases);
+             clock);
+  clock.stop();
+  summary.seconds = clock.elapsed();
+  summary.phases = clock.seconds();
+  summary.spans = clock.take_spans();
   summary.peak_tensor_bytes = backend.allocator().peak_bytes();
   summary.peak_resident_bytes = peak_resident_bytes();
   events.tell(summary);

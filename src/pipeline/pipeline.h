@@ -10,7 +10,8 @@ namespace bitmill {
 // What rank 0 knows at the end; empty elsewhere.
 struct QuantizeOutcome {
   std::vector<LinearEvent> linears;  // in order of the forward pass
-  std::vector<RankSummary> ranks;
+  std::vector<RankSummary> ranks;    // times include waiting for the slowest rank at the end
+  double seconds = 0;                // from the common start to the last durable shard of any rank
 };
 
 // Quantizes the rank's blocks and writes their shards. Collective. Events reach `observer` on rank 0 as they happen.

@@ -19,7 +19,7 @@ constexpr int64_t kQueueBytes = 64 << 20;
 class RankWork {
  public:
   RankWork(QuantizeJob& job, const RankPlan& mine, Transport& pipe, Transport& stage, Backend& backend,
-           const RankEvents& events, PhaseSeconds& phases)
+           const RankEvents& events, RankClock& phases)
       : job_(job),
         mine_(mine),
         pipe_(pipe),
@@ -38,6 +38,7 @@ class RankWork {
     };
     context_.on_record = [this](const QuantizeRecord& record) {
       if (mine_.member == 0) events_.linear(LinearEvent{block_, mine_.rank, record});
+      tell_durable();  // a block may reach the disk long before the next one ends
     };
   }
 
@@ -52,6 +53,7 @@ class RankWork {
     else run_quantized(activations, rope);
     if (mine_.last && head_to_quantize(job_.options, job_.source.spec())) {
       block_ = mine_.blocks.end;  // its records carry the number behind the last block
+      phases_.at_block(block_);
       start_shards("head");
       Stage(context_).run_head(activations);
       shards_->finish();
@@ -159,6 +161,7 @@ class RankWork {
       const auto graph = activations.length > 0
                              ? job_.source.family().graph(job_.source.spec(), block_, rope)
                              : nullptr;
+      phases_.at_block(block_);
       if (graph && block_ + 1 == mine_.blocks.end) connect_outlet(activations);
       const bool final_block = mine_.last && block_ + 1 == mine_.blocks.end;
       quantize_block([&] { stage.run(block_, graph.get(), activations, !final_block || output_needed()); });
@@ -171,10 +174,13 @@ class RankWork {
   void run_full(Activations& activations, const Tensor& rope) {
     connect_outlet(activations);
     for (const BlockRange& wave : mine_.waves) {
+      phases_.at_block(wave.first);
       FullWave full(context_, wave, rope);
       full.capture(activations, wave.end == mine_.blocks.end, output_needed());
-      for (block_ = wave.first; block_ < wave.end; ++block_)
+      for (block_ = wave.first; block_ < wave.end; ++block_) {
+        phases_.at_block(block_);
         quantize_block([&] { full.solve(block_); });
+      }
     }
   }
 
@@ -183,7 +189,7 @@ class RankWork {
   Transport& pipe_;
   Backend& backend_;
   const RankEvents& events_;
-  PhaseSeconds& phases_;
+  RankClock& phases_;
   StageGroup group_;
   BlockContext context_;
   std::set<std::string> written_;  // tensors of this rank's shards
@@ -201,7 +207,7 @@ class RankWork {
 }  // namespace
 
 void run_rank(QuantizeJob& job, const RankPlan& mine, Transport& pipe, Transport& stage, Backend& backend,
-              const RankEvents& events, PhaseSeconds& phases) {
+              const RankEvents& events, RankClock& phases) {
   RankWork(job, mine, pipe, stage, backend, events, phases).run();
 }
 

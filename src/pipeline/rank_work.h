@@ -30,6 +30,6 @@ struct RankEvents {
 // Quantizes the rank's blocks and writes its shards; returns when they are durable. `pipe` reaches all ranks of the job,
 // `stage` the members of the rank's stage. Idle ranks do not call it.
 void run_rank(QuantizeJob& job, const RankPlan& mine, Transport& pipe, Transport& stage, Backend& backend,
-              const RankEvents& events, PhaseSeconds& phases);
+              const RankEvents& events, RankClock& phases);
 
 }  // namespace bitmill

@@ -1,36 +1,15 @@
 // What a run tells: records of linears, phases and progress. Plain data; src/report makes files and tables of it.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "algorithms/quantizer.h"
-#include "core/log.h"
 #include "io/json.h"
+#include "pipeline/rank_clock.h"
 
 namespace bitmill {
-
-// Where the wall time of a rank goes.
-enum class Phase { kRead, kForward, kHessian, kSolve, kPack, kWrite, kTransfer, kWait, kGather };
-constexpr int kPhases = 9;
-std::string_view phase_name(Phase phase);
-
-// Seconds per phase of one rank.
-using PhaseSeconds = std::array<double, kPhases>;
-
-// Adds the time between construction and destruction to one phase.
-class PhaseTimer {
- public:
-  PhaseTimer(PhaseSeconds& seconds, Phase phase) : slot_(seconds[static_cast<size_t>(phase)]) {}
-  ~PhaseTimer() { slot_ += watch_.seconds(); }
-  PhaseTimer(const PhaseTimer&) = delete;
-
- private:
-  double& slot_;
-  Stopwatch watch_;
-};
 
 // One finished linear.
 struct LinearEvent {
@@ -52,7 +31,9 @@ struct RankSummary {
   int rank = 0;
   std::string host;
   int64_t first_block = 0, end_block = 0;
-  PhaseSeconds phases{};
+  double seconds = 0;      // until its last shard was durable
+  PhaseSeconds phases{};   // their sum is `seconds`
+  std::vector<Span> spans; // in order of time, without gaps
   int64_t peak_tensor_bytes = 0;    // of the tracked allocator
   int64_t peak_resident_bytes = 0;  // of the process (VmHWM)
   int64_t start_resident_bytes = 0; // of the process when the first block began (VmRSS)

@@ -41,7 +41,8 @@ void RunReport::on_block(const BlockEvent& event) {
   status_.block = event.block;
   ++blocks_done_;
   int64_t blocks = 0;
-  for (const RankPlan& rank : plan_.ranks) blocks += rank.blocks.count();
+  for (const RankPlan& rank : plan_.ranks)
+    if (rank.member == 0) blocks += rank.blocks.count();  // members of a stage share its blocks
   info("block {} done on rank {}: {} in {} ({} of {} blocks)", event.block, event.rank, human_bytes(event.bytes),
        human_seconds(event.seconds), blocks_done_, blocks);
   write_status(directory_, status_);
@@ -77,7 +78,9 @@ void RunReport::write_records(const QuantizeOutcome& outcome, const RunFacts& fa
 
 void RunReport::finish(const QuantizeOutcome& outcome, const RunFacts& facts) {
   bar_.reset();
-  info("{}", phase_table(outcome.ranks));
+  info("{}", phase_table(outcome.ranks, plan_));
+  const std::string timeline = timeline_text(outcome.ranks);
+  if (!timeline.empty()) info("{}", timeline);
   info("{}", totals_text(outcome, plan_, facts));
   write_records(outcome, facts);
   status_.state = "complete";

@@ -67,12 +67,27 @@ class RunReport final : public RunObserver {
 // ---- tables.cc ----
 // CSV of all linears; the first line names the columns.
 std::string layers_csv(const std::vector<LinearEvent>& linears);
-// Seconds per phase: min, average, max over the working ranks, imbalance (max/avg - 1), share of the total.
-std::string phase_table(const std::vector<RankSummary>& ranks);
 // "q_proj [384, 384] gptq 4-bit g128 loss 1.2e-3 ...": one line per linear.
 std::string linear_line(const LinearEvent& event);
 // Sizes, bits per weight, modules that fell back.
 std::string totals_text(const QuantizeOutcome& outcome, const Plan& plan, const RunFacts& facts);
 Json report_json(const QuantizeOutcome& outcome, const Plan& plan, const RunFacts& facts);
+
+// ---- phases.cc ----
+// What the plan foresees for a measured phase, seconds in the mean over working ranks: of kSolve its
+// factor, sweep and grid. None for what it does not count.
+std::optional<double> planned_seconds(const Plan& plan, Phase phase);
+// Seconds per phase: the plan's; average, its ratio to the plan, min and max over the working ranks;
+// imbalance (max/avg - 1) and share of the total. Phases below half a millisecond are left out.
+std::string phase_table(const std::vector<RankSummary>& ranks, const Plan& plan);
+// The same as {"forward": {"planned", "avg", "ratio", "min", "max"}, ...}: all phases, null for none.
+Json phases_json(const std::vector<RankSummary>& ranks, const Plan& plan);
+
+// ---- timeline.cc ----
+// What ranks did when: a line per working rank (evenly chosen ones of more than 32), 80 letters for
+// the time of the run, each for what took most of its slice. Empty for one rank.
+std::string timeline_text(const std::vector<RankSummary>& ranks);
+// [{"rank", "what", "block", "start", "end"}, ...] by rank and time.
+Json timeline_json(const std::vector<RankSummary>& ranks);
 
 }  // namespace bitmill

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <numeric>
 
 #include "report/report.h"
 
@@ -11,30 +10,6 @@ std::string csv_text(const std::string& text) {
   std::string quoted = "\"";
   for (char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
   return quoted + "\"";
-}
-
-std::vector<const RankSummary*> working(const std::vector<RankSummary>& ranks) {
-  std::vector<const RankSummary*> list;
-  for (const RankSummary& rank : ranks)
-    if (rank.end_block > rank.first_block) list.push_back(&rank);
-  return list;
-}
-
-struct Spread {
-  double low = 0, mean = 0, high = 0;
-};
-
-Spread spread(const std::vector<const RankSummary*>& ranks, int phase) {
-  Spread s;
-  if (ranks.empty()) return s;
-  s.low = ranks.front()->phases[phase];
-  for (const RankSummary* rank : ranks) {
-    const double seconds = rank->phases[phase];
-    s.low = std::min(s.low, seconds);
-    s.high = std::max(s.high, seconds);
-    s.mean += seconds / static_cast<double>(ranks.size());
-  }
-  return s;
 }
 
 Json eval_json(const std::optional<EvalResult>& result) {
@@ -69,24 +44,6 @@ std::string linear_line(const LinearEvent& event) {
   return line;
 }
 
-std::string phase_table(const std::vector<RankSummary>& ranks) {
-  const auto list = working(ranks);
-  std::string text = fmt::format("{:<10}{:>10}{:>10}{:>10}{:>11}{:>8}\n", "phase", "min s", "avg s", "max s", "imbalance",
-                                 "share");
-  double all = 0;
-  for (int phase = 0; phase < kPhases; ++phase) all += spread(list, phase).mean;
-  for (int phase = 0; phase < kPhases; ++phase) {
-    const Spread s = spread(list, phase);
-    if (s.high == 0) continue;
-    text += fmt::format("{:<10}{:>10.3f}{:>10.3f}{:>10.3f}{:>10.0f}%{:>7.1f}%\n", phase_name(static_cast<Phase>(phase)),
-                        s.low, s.mean, s.high, s.mean > 0 ? 100 * (s.high / s.mean - 1) : 0.0,
-                        all > 0 ? 100 * s.mean / all : 0.0);
-  }
-  int64_t resident = 0;
-  for (const RankSummary* rank : list) resident = std::max(resident, rank->peak_resident_bytes);
-  return text + fmt::format("peak resident memory of a rank: {}", human_bytes(resident));
-}
-
 std::string totals_text(const QuantizeOutcome& outcome, const Plan& plan, const RunFacts& facts) {
   int64_t fallbacks = 0;
   for (const LinearEvent& event : outcome.linears) fallbacks += !event.record.note.empty();
@@ -103,7 +60,7 @@ std::string totals_text(const QuantizeOutcome& outcome, const Plan& plan, const 
 }
 
 Json report_json(const QuantizeOutcome& outcome, const Plan& plan, const RunFacts& facts) {
-  Json layers = Json::array(), ranks = Json::array(), phases = Json::object();
+  Json layers = Json::array(), ranks = Json::array();
   for (const LinearEvent& event : outcome.linears) {
     Json layer = record_json(event.record);
     layer["block"] = event.block;
@@ -114,17 +71,13 @@ Json report_json(const QuantizeOutcome& outcome, const Plan& plan, const RunFact
     Json seconds = Json::object();
     for (int phase = 0; phase < kPhases; ++phase)
       seconds[std::string(phase_name(static_cast<Phase>(phase)))] = rank.phases[phase];
-    ranks.push_back({{"rank", rank.rank}, {"host", rank.host}, {"first_block", rank.first_block},
+    ranks.push_back({{"rank", rank.rank}, {"host", rank.host}, {"seconds", rank.seconds},
+                     {"first_block", rank.first_block},
                      {"end_block", rank.end_block}, {"phases", seconds}, {"peak_tensor_bytes", rank.peak_tensor_bytes},
                      {"peak_resident_bytes", rank.peak_resident_bytes},
                      {"start_resident_bytes", rank.start_resident_bytes},
                      {"planned_peak_bytes", total(plan.ranks[rank.rank].peak)},
                      {"planned_peak_at", plan.ranks[rank.rank].peak_at}});
-  }
-  const auto list = working(outcome.ranks);
-  for (int phase = 0; phase < kPhases; ++phase) {
-    const Spread s = spread(list, phase);
-    phases[std::string(phase_name(static_cast<Phase>(phase)))] = {{"min", s.low}, {"avg", s.mean}, {"max", s.high}};
   }
   return {{"schema", 1},
           {"version", BITMILL_VERSION},
@@ -138,7 +91,11 @@ Json report_json(const QuantizeOutcome& outcome, const Plan& plan, const RunFact
           {"bits_per_weight", plan.bits_per_weight},
           {"before", eval_json(facts.before)},
           {"after", eval_json(facts.after)},
-          {"phases", phases},
+          {"run_seconds", outcome.seconds},
+          {"planned_seconds", plan.seconds},
+          {"planned_at", plan.rates.assumed ? "assumed rates" : "given rates"},
+          {"phases", phases_json(outcome.ranks, plan)},
+          {"timeline", timeline_json(outcome.ranks)},
           {"ranks", ranks},
           {"layers", layers},
           {"plan", plan_json(plan)}};

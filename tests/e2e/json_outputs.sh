@@ -43,7 +43,7 @@ END
 keys "$out/bitmill/status.json" state code rank host phase module message
 [ "$(python3 "$tools" get "$out/bitmill/status.json" state)" = complete ] || complain "status.json is not complete"
 keys "$out/bitmill/report.json" version config backend quantize_seconds bits_per_weight phases.forward.max \
-  ranks.1.peak_resident_bytes layers.27.module plan.files
+  phases.solve.planned phases.solve.ratio planned_seconds planned_at run_seconds timeline.0.what timeline.0.end ranks.1.peak_resident_bytes layers.27.module plan.files
 python3 - "$out/bitmill/layers.csv" <<'END' || complain "layers.csv"
 import csv, sys
 rows = list(csv.DictReader(open(sys.argv[1])))

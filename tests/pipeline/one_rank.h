@@ -21,7 +21,7 @@ struct OneRank {
   Communicator comm;
   std::unique_ptr<Transport> transport;
   StageGroup group;
-  PhaseSeconds phases{};
+  RankClock phases;
   std::vector<QuantizeRecord> records;
   BlockContext context;
 };
