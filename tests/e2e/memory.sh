@@ -39,7 +39,7 @@ all_ways() {
 
 if [ "${1:-}" = large ]; then
   model=(--model.path="$work/large" --calibration.tokens="$work/tokens.safetensors" --calibration.samples=0)
-  python3 "$tools" sparse "$work/large" --hidden 4096 --intermediate 11008 --blocks 5 --vocab 8192
+  python3 "$tools" sparse "$work/large" --hidden 4096 --intermediate 11008 --blocks 3 --vocab 49152
   python3 "$tools" tokens "$work/tokens.safetensors" --vocab 60 --samples 4 --length 128
   if must 0 quantize "${model[@]}" --report.html=false --output.path="$work/out" --run.threads=2; then
     python3 "$tools" memory "$work/out/bitmill/report.json" 0.1 || complain "tensors of the large model"
