@@ -44,7 +44,7 @@ bool same_memory(const Member& a, const Member& b);
 
 // What a rank takes before it has any tensor: program, libraries, MPI, stacks. The report's
 // start_resident_bytes is what it was; no plan's peak includes it.
-constexpr int64_t kStartBytes = 50'000'000;
+constexpr int64_t kStartBytes = 35'000'000;
 
 struct Peak {
   MemoryBytes limited{}, host{};  // worst moments, each by its own sum

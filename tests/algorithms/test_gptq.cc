@@ -211,6 +211,28 @@ TEST_F(GptqTest, DeadColumnsAreCountedAndZeroed) {
   EXPECT_NEAR(result.record.error / error, 1, 1e-9);
 }
 
+// In the caller's weight or in a copy of it: codes, grids and record are the same, and the weight
+// is left alone where the caller has not given it away.
+TEST_F(GptqTest, DeadColumnsNeedNoCopyOfTheWeight) {
+  for (int64_t t = 0; t < x_.rows(); ++t) x_.as<double>()[t * 96 + 5] = 0;
+  hessian_ = testing::hessian_of(x_, *backend_);
+  for (const ActOrder order : {ActOrder::kStatic, ActOrder::kDynamic})
+    for (const int64_t group_size : {int64_t{32}, int64_t{-1}}) {
+      const Tensor given = clone(weight_), given_away = clone(weight_);
+      LinearProblem problem = problem_of(given, settings(order, group_size));
+      const QuantizeResult copied = quantize_one(problem, hessian_, *backend_);
+      EXPECT_EQ(bytes_of(given), bytes_of(weight_));
+      problem.weight = given_away;
+      problem.may_zero_columns = true;
+      const QuantizeResult in_place = quantize_one(problem, hessian_, *backend_);
+      EXPECT_EQ(given_away.as<double>()[5], 0);
+      EXPECT_EQ(bytes_of(in_place.linear.codes), bytes_of(copied.linear.codes));
+      EXPECT_EQ(bytes_of(in_place.linear.scales), bytes_of(copied.linear.scales));
+      EXPECT_EQ(in_place.record.error, copied.record.error);
+      EXPECT_EQ(in_place.record.relative_error, copied.record.relative_error);
+    }
+}
+
 TEST_F(GptqTest, NoTokensAndNoSignalRoundToNearest) {
   QuantizeSettings s = settings(ActOrder::kStatic, 32);
   const Hessian nothing = HessianAccumulator(96, DType::kF64, *backend_).finish();

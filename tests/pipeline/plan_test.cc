@@ -350,8 +350,8 @@ TEST_F(PlanTest, TextAndJsonHoldTheNumbers) {
   const Plan p = plan(2);
   EXPECT_EQ(plan_json(p).at("output_bytes"), p.output_bytes);
   EXPECT_EQ(plan_json(p).at("ranks").size(), 2u);
-  EXPECT_EQ(plan_json(p).at("start_bytes"), 50'000'000);
-  EXPECT_THAT(plan_text(p, spec_), HasSubstr("each rank takes about 50.0 MB of host memory for itself"));
+  EXPECT_EQ(plan_json(p).at("start_bytes"), 35'000'000);
+  EXPECT_THAT(plan_text(p, spec_), HasSubstr("each rank takes about 35.0 MB of host memory for itself"));
   EXPECT_THAT(plan_text(p, spec_), HasSubstr("model.safetensors"));
 }
 
