@@ -1,3 +1,4 @@
+#include "pipeline/rank_clock.h"
 #include "pipeline/simulation.h"
 
 #include <atomic>
@@ -123,7 +124,7 @@ SimulatedResult Simulation::run(const SimulatedRun& run) const {
     ModelledBackend backend(plan.rates, plan.job.compute, machine.clock(rank));
     QuantizeJob job{options, source_, find_format("gptq"), plan, output, {}};
     if (rank == 0) job.ids = Tensor::zeros(DType::kI32, {run.samples, kLength});
-    PhaseSeconds phases{};  // of this process, not of the simulation
+    RankClock phases(0);  // of this process, not of the simulation
     run_rank(job, mine, *pipe, *stage, backend, events, phases);
   });
   SimulatedResult result{plan.seconds, machine.seconds(), 0, run.samples / run.width, 0,
