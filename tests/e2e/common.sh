@@ -70,6 +70,19 @@ checkpoint_hash() {
   (cd "$1" && find . -type f -not -path './bitmill/*' | LC_ALL=C sort | xargs sha256sum)
 }
 
+# same_as_first NAME RUN OUT: OUT has the bytes of the first finished run of NAME, which it may be itself. `first` is the
+# caller's: empty before the first.
+same_as_first() {
+  checkpoint_hash "$3" >"$3.hash"
+  if [ -z "$first" ]; then
+    first="$3"
+    grep -q 'model.*\.safetensors' "$3.hash" || complain "$1: $3 holds no model"
+  elif ! diff "$first.hash" "$3.hash" >"$work/difference"; then
+    complain "$1: $2 gives other bytes than ${first##*-}:"
+    cat "$work/difference"
+  fi
+}
+
 # no_checkpoint DIR: nothing in DIR that a loader could take for a finished checkpoint.
 no_checkpoint() {
   local found

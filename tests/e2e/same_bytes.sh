@@ -11,14 +11,7 @@ compare() {
     threads="${run#*x}"
     out="$work/$name-$run"
     must "$count" quantize "${demo[@]}" --output.path="$out" --run.threads="$threads" "$@" || continue
-    checkpoint_hash "$out" >"$out.hash"
-    if [ -z "$first" ]; then
-      first="$out"
-      grep -q model.safetensors "$out.hash" || complain "$name: $out holds no model.safetensors"
-    elif ! diff "$first.hash" "$out.hash" >"$work/difference"; then
-      complain "$name: ranks x threads $run gives other bytes than ${first##*-}:"
-      cat "$work/difference"
-    fi
+    same_as_first "$name" "ranks x threads $run" "$out"
   done
 }
 

@@ -11,14 +11,7 @@ compare() {
     width="${run#*x}"
     out="$work/$name-$run"
     must "$((stages * width))" quantize "${demo[@]}" --output.path="$out" --calibration.samples="$samples" --run.threads=1 --run.stage_width="$width" "$@" || continue
-    checkpoint_hash "$out" >"$out.hash"
-    if [ -z "$first" ]; then
-      first="$out"
-      grep -q model "$out.hash" || complain "$name: $out holds no model"
-    elif ! diff "$first.hash" "$out.hash" >"$work/difference"; then
-      complain "$name: stages x width $run gives other bytes than ${first##*-}:"
-      cat "$work/difference"
-    fi
+    same_as_first "$name" "stages x width $run" "$out"
   done
 }
 
